@@ -1,12 +1,14 @@
 r"""The frequency domain: orthonormal DCT-II, and Gaussian blur as an attenuation of frequencies.
 
-`Q[k, n] = sqrt((2 - [k=0]) / N) · cos(π (n + ½) k / N)` is orthonormal, and `dct2(x) = Q_H x Q_Wᵀ` for each channel. It
-diagonalises the heat equation with reflecting borders: run for time α²/2 it multiplies the frequency (k, l) by
+`Q[k, n] = sqrt((2 - [k=0]) / N) · cos(π (n + ½) k / N)` is orthonormal, and `dct2(x) = Q_H x Q_Wᵀ` for each
+channel. It diagonalises the heat equation with reflecting borders: run for time α²/2 it multiplies the frequency
+(k, l) by
 
     a_α[k, l] = exp(-α² λ[k, l] / 2),      λ[k, l] = (π k / H)² + (π l / W)²,
 
-which is a blur of standard deviation α pixels. Everything here is a matrix product at full float32 precision: TPUs multiply in
-bfloat16 and newer GPUs in TF32 unless told otherwise, and three digits do not survive the differences that a sampler takes.
+which is a blur of standard deviation α pixels. Everything here is a matrix product at full float32 precision: TPUs
+multiply in bfloat16 and newer GPUs in TF32 unless told otherwise, and three digits do not survive the differences
+that a sampler takes.
 """
 
 import functools
@@ -51,7 +53,7 @@ def squared_frequencies(height: int, width: int) -> np.ndarray:
 
 
 def attenuation(alpha: Float[Array, "*b"], height: int, width: int) -> Float[Array, "*b {height} {width} 1"]:
-    """What a blur of standard deviation `alpha` pixels (≥ 0) leaves of each frequency, in [0, 1]; 1 at frequency 0."""
+    """What a blur of standard deviation `alpha` pixels (≥ 0) leaves of each frequency: (0, 1], 1 at frequency 0."""
     alpha = jnp.asarray(alpha)
     decay = jnp.asarray(squared_frequencies(height, width) / 2, alpha.dtype)
     return jnp.exp(-jnp.square(alpha)[..., None, None] * decay)[..., None]

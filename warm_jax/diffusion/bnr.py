@@ -1,0 +1,92 @@
+"""The blur-to-noise ratio BNR = α / β: which blur goes with which noise, and what that blur costs.
+
+A BNR schedule is a pure function β ↦ α, from noise levels to blurs in pixels. With P[f] the data's DCT power
+(`dct.power`), an image of which blur leaves the fraction a_α[f] and to which noise of level β is added still
+carries, if it is Gaussian,
+
+    I(β, α) = Σ_f ½ log(1 + P[f] a_α[f]² / β²)      nats.
+
+Noise alone leaves I(β, 0). Blur is free as long as it removes only what noise has already drowned.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from warm_jax.diffusion import dct
+
+Schedule = Callable[[Float[Array, "*b"]], Float[Array, "*b"]]
+Power = Float[Array, "h w"] | Float[np.ndarray, "h w"]
+
+
+def constant(bnr: float) -> Schedule:
+    """The paper's schedule α(β) = bnr · β; 0 is hot diffusion, 0.5 the paper's choice. `bnr` is finite and ≥ 0."""
+    if not 0 <= bnr < float("inf"):
+        raise ValueError(f"the blur-to-noise ratio must be finite and at least 0, not {bnr}; the paper uses 0.5")
+    return lambda beta: bnr * jnp.asarray(beta)
+
+
+def _signal_to_noise(power: Power, beta: Array) -> Array:
+    """P[f] / β², for `beta` of any shape [*b]: [*b, h, w]."""
+    return jnp.asarray(power, beta.dtype) / jnp.square(beta)[..., None, None]
+
+
+def _nats_lost(power: Power, alpha: Array, beta: Array) -> Array:
+    """I(β, 0) - I(β, α) as one sum of small terms, so that a small loss is not a difference of large numbers."""
+    height, width = power.shape
+    exponent = jnp.square(alpha)[..., None, None] * jnp.asarray(dct.squared_frequencies(height, width), alpha.dtype)
+    snr = _signal_to_noise(power, beta)
+    return jnp.sum(0.5 * jnp.log1p(snr * -jnp.expm1(-exponent) / (1 + snr * jnp.exp(-exponent))), axis=(-2, -1))
+
+
+def _nats(power: Power, beta: Array) -> Array:
+    """I(β, 0)."""
+    return jnp.sum(0.5 * jnp.log1p(_signal_to_noise(power, beta)), axis=(-2, -1))
+
+
+def information_lost(power: Power, alpha: float | Array, beta: float | Array) -> Float[Array, "*b"]:
+    """The fraction of the information left by noise that blur removes, 1 - I(β, α) / I(β, 0), in [0, 1).
+
+    Args:
+      power: The data's DCT power `[h, w]`, ≥ 0, in squared units of the pixels.
+      alpha: Blur in pixels, ≥ 0.
+      beta: Noise level, > 0, in units of the pixels; broadcasts with `alpha`.
+    """
+    beta = jnp.asarray(beta, jnp.result_type(float))
+    alpha = jnp.broadcast_to(jnp.asarray(alpha, beta.dtype), jnp.broadcast_shapes(jnp.shape(alpha), beta.shape))
+    beta = jnp.broadcast_to(beta, alpha.shape)
+    return _nats_lost(power, alpha, beta) / _nats(power, beta)
+
+
+def information_budget(power: Power, fraction: float) -> Schedule:
+    """The most blur that loses no more than `fraction` of the information which noise has left.
+
+    α(β) = max { α : I(β, α) ≥ (1 - fraction) I(β, 0) }, by bisection of ln α; the loss grows with α. (Ours, not the
+    paper's.) The search ends at 2·max(h, w) pixels, where nothing but the mean is left.
+
+    Args:
+      power: The data's DCT power `[h, w]`, ≥ 0 and not all 0.
+      fraction: δ in (0, 1), say 0.05.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"the information budget must lie between 0 and 1, not {fraction}; 0.05 is a good start")
+    alpha_max, alpha_min = 2.0 * max(power.shape), 1e-4
+
+    def alpha(beta: Float[Array, "*b"]) -> Float[Array, "*b"]:
+        beta = jnp.asarray(beta)
+        allowed = fraction * _nats(power, beta)
+
+        def halve(_, bounds):
+            low, high = bounds
+            middle = (low + high) / 2
+            affordable = _nats_lost(power, jnp.exp(middle), beta) <= allowed
+            return jnp.where(affordable, middle, low), jnp.where(affordable, high, middle)
+
+        bounds = jnp.full_like(beta, np.log(alpha_min)), jnp.full_like(beta, np.log(alpha_max))
+        low, high = jax.lax.fori_loop(0, 30, halve, bounds)
+        return jnp.exp((low + high) / 2)
+
+    return alpha
