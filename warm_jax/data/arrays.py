@@ -1,7 +1,7 @@
 """What a source of images is, and the simplest one: arrays in memory.
 
-A source is a numbered set of uint8 images of one shape, each with a class or with -1. It knows nothing of epochs, batches,
-processes or devices: `order` says which numbers a step wants, `pipeline` reads them.
+A source is a numbered set of uint8 images of one shape, each with a class or with -1. It knows nothing of epochs,
+batches, processes or devices: `order` says which numbers a step wants, `pipeline` reads them.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ NO_LABEL = -1
 
 @runtime_checkable
 class Source(Protocol):
-    """A set of images. Sources are immutable, picklable (worker processes get a copy) and safe to read from many threads."""
+    """A set of images: immutable, picklable (worker processes get a copy), and safe to read from many threads."""
 
     spec: str  # what `open_source` was given
     image_shape: tuple[int, int, int]  # height, width, channels (1 or 3)
@@ -63,7 +63,8 @@ def from_arrays(spec: str, images: np.ndarray, labels: np.ndarray | None = None)
         images = images[..., None]
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
         raise ValueError(
-            f"{spec}: images are {images.dtype}{list(images.shape)}; they must be uint8 [n, height, width] or [n, height, width, 1 or 3]"
+            f"{spec}: images are {images.dtype}{list(images.shape)}; they must be uint8 [n, height, width] "
+            "or [n, height, width, 1 or 3]"
         )
     if 0 in images.shape:
         raise ValueError(f"{spec}: no images (shape {list(images.shape)}); the path may name the wrong file")
@@ -75,7 +76,7 @@ def from_arrays(spec: str, images: np.ndarray, labels: np.ndarray | None = None)
 
 
 def check_labels(spec: str, labels: np.ndarray | None, count: int) -> tuple[np.ndarray, int]:
-    """Labels as int32 `[count]` (-1 where `labels` is None), and the number of classes; ValueError if they do not match."""
+    """Labels as int32 `[count]` (all -1 for None), and the number of classes; ValueError if they do not match."""
     if labels is None:
         return np.full(count, NO_LABEL, np.int32), 0
     if labels.ndim != 1 or labels.dtype.kind not in "iu":

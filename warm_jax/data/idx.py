@@ -1,7 +1,7 @@
 """MNIST's IDX files, plain or gzipped, and the data set that comes with the package.
 
-The format (yann.lecun.com/exdb/mnist): bytes 0, 0, type (8: unsigned byte), number of dimensions; each dimension as a big-endian
-uint32; then the data in C order.
+The format (yann.lecun.com/exdb/mnist): bytes 0, 0, type (8: unsigned byte), number of dimensions; each dimension as a
+big-endian uint32; then the data in C order.
 """
 
 import gzip
@@ -26,15 +26,15 @@ _MAX_BYTES = 1 << 36
 
 
 def parse(content: bytes, name: str) -> np.ndarray:
-    """The uint8 array in an IDX file; `name` is for the errors. Sizes in the header are believed only as far as the data reaches."""
+    """The uint8 array in an IDX file; `name` is for the errors. Memory grows with the data, not with what a header says."""
     try:
-        stream = gzip.open(io.BytesIO(content)) if content[:2] == b"\x1f\x8b" else io.BytesIO(content)
+        stream = gzip.GzipFile(fileobj=io.BytesIO(content)) if content[:2] == b"\x1f\x8b" else io.BytesIO(content)
         magic = stream.read(4)
         if len(magic) != 4 or magic[:2] != b"\0\0":
             raise ValueError(f"{name}: not an IDX file (it begins with {magic!r}, not with two zero bytes)")
         if magic[2] != 8 or not 1 <= magic[3] <= 4:
             raise ValueError(
-                f"{name}: IDX type {magic[2]:#x} of {magic[3]} dimensions; only bytes (0x8) of 1 to 4 dimensions are read"
+                f"{name}: IDX type {magic[2]:#x}, {magic[3]} dimensions; only bytes (0x8) of 1 to 4 dimensions are read"
             )
         header = stream.read(4 * magic[3])
         if len(header) != 4 * magic[3]:
@@ -67,7 +67,7 @@ def bundled() -> arrays.Arrays:
 
 
 def open_idx(path: pathlib.Path) -> arrays.Arrays:
-    """A folder (its train-* images, else its only images file) or one images file; the labels lie beside it, or there are none."""
+    """A folder (its train-* images, else its only images) or one file of images; labels are read where they lie beside."""
     images = _images_file(path) if path.is_dir() else path
     labels, spec = _labels_file(images), f"idx:{path}"
     content = parse(images.read_bytes(), str(images))
@@ -86,7 +86,7 @@ def _images_file(folder: pathlib.Path) -> pathlib.Path:
     if len(stems) != 1:
         found = ", ".join(p.name for p in files) or "none"
         raise ValueError(
-            f"{folder}: needs a train-images-idx3-ubyte[.gz] or one file of images (found: {found}); or name the file itself"
+            f"{folder}: needs train-images-idx3-ubyte[.gz] or one file of images (found: {found}); or name the file"
         )
     return (train or files)[0]
 

@@ -30,8 +30,8 @@ def batches(
 ) -> Iterator[Batch]:
     """An endless iterator over the batches of steps `start_step`, `start_step` + 1, …
 
-    `batch_size` is the global one; process p of P gets the rows p·b/P … (p+1)·b/P - 1. A set smaller than a batch is repeated
-    within it, with a warning.
+    `batch_size` is the global one; process p of P gets the rows p·b/P … (p+1)·b/P - 1. A set smaller than a batch is
+    repeated within it, with a warning.
     """
     if batch_size < 1 or batch_size % process_count:
         raise ValueError(f"batch_size {batch_size} must be a positive multiple of the {process_count} processes")

@@ -15,8 +15,9 @@ def open_source(
 ) -> Source:
     """The images that `spec` names.
 
-    With `image_size` (one side, or height and width) or `channels` the images must have just that: nothing is resized here.
-    A broken image raises ValueError, or with `on_error="skip"` is left out, and counted and named in a warning and in `.skipped`.
+    With `image_size` (one side, or height and width) or `channels` the images must have just that: nothing is resized
+    here. A broken image raises ValueError, or with `on_error="skip"` is left out, and counted and named in a warning
+    and in `.skipped`.
     ValueError or OSError, in one line, for anything that is not there or not right.
     """
     if on_error not in ("raise", "skip"):
@@ -43,7 +44,8 @@ def _check_shape(source: Source, image_size: int | tuple[int, int] | None, chann
     prepare = f"python -m warm_jax.main --mode=prepare --images={source.spec} --out=FILE.zip"
     if (height, width) != wanted:
         raise ValueError(
-            f"{source.spec}: images are {height}×{width}, not data.image_size {wanted[0]}×{wanted[1]}; resize them once: {prepare}"
+            f"{source.spec}: images are {height}×{width}, not data.image_size {wanted[0]}×{wanted[1]}; "
+            f"resize them once: {prepare}"
         )
     if channels not in (None, depth):
         raise ValueError(
