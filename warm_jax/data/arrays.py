@@ -1,0 +1,92 @@
+"""What a source of images is, and the simplest one: arrays in memory.
+
+A source is a numbered set of uint8 images of one shape, each with a class or with -1. It knows nothing of epochs,
+batches, processes or devices: `order` says which numbers a step wants, `pipeline` reads them.
+"""
+
+import dataclasses
+import hashlib
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int, Int32, UInt8
+
+NO_LABEL = -1
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A set of images: immutable, picklable (worker processes get a copy), and safe to read from many threads."""
+
+    spec: str  # what `open_source` was given
+    image_shape: tuple[int, int, int]  # height, width, channels (1 or 3)
+    num_classes: int  # labels are 0 … num_classes - 1; 0: there are no labels, all are -1
+    fingerprint: str  # a hash of the content (of its directory where the content is large): changes when the data does
+    skipped: tuple[str, ...]  # "name: reason" of each image that on_error="skip" left out
+
+    def __len__(self) -> int:
+        """The number of images."""
+        ...
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Images uint8 `[n, H, W, C]` and labels int32 `[n]` of n indices; ValueError names an image that is broken."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Arrays:
+    """A source whose images are in memory."""
+
+    spec: str
+    images: UInt8[np.ndarray, "n h w c"]
+    labels: Int32[np.ndarray, " n"]
+    num_classes: int
+    fingerprint: str
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        return self.images.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, indices: Int[np.ndarray, " b"]) -> tuple[UInt8[np.ndarray, "b h w c"], Int32[np.ndarray, " b"]]:
+        """The images and labels at `indices`."""
+        return self.images[indices], self.labels[indices]
+
+
+def from_arrays(spec: str, images: np.ndarray, labels: np.ndarray | None = None) -> Arrays:
+    """A source of images uint8 `[n, H, W]` or `[n, H, W, C]`, and one class ≥ 0 an image (or no labels at all)."""
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"{spec}: images are {images.dtype}{list(images.shape)}; they must be uint8 [n, height, width] "
+            "or [n, height, width, 1 or 3]"
+        )
+    if 0 in images.shape:
+        raise ValueError(f"{spec}: no images (shape {list(images.shape)}); the path may name the wrong file")
+    labels, num_classes = check_labels(spec, labels, len(images))
+    images, digest = np.ascontiguousarray(images), hashlib.sha256(repr(images.shape).encode())
+    digest.update(images)
+    digest.update(labels.astype("<i4"))
+    return Arrays(spec, images, labels, num_classes, digest.hexdigest())
+
+
+def check_labels(spec: str, labels: np.ndarray | None, count: int) -> tuple[np.ndarray, int]:
+    """Labels as int32 `[count]` (all -1 for None), and the number of classes; ValueError if they do not match."""
+    if labels is None:
+        return np.full(count, NO_LABEL, np.int32), 0
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"{spec}: labels are {labels.dtype}{list(labels.shape)}; they must be one integer an image, [{count}]"
+        )
+    if len(labels) != count:
+        raise ValueError(f"{spec}: {len(labels)} labels for {count} images; they must match one to one")
+    if labels.min() < 0 or labels.max() >= 2**20:
+        raise ValueError(
+            f"{spec}: labels run from {labels.min()} to {labels.max()}; they must be classes 0 … {2**20 - 1}"
+        )
+    return labels.astype(np.int32), int(labels.max()) + 1
