@@ -31,8 +31,8 @@ def _posterior(process: Process, images: Array, x: Array, t: Array) -> tuple[Arr
     """Weights over `images` for one state at one level, `[n]` summing to 1, and ln Σ_i exp(-|x - B_α x_i|² / 2s²).
 
     Squares of differences, not products: at low noise the exponents need all of float32. The best image's weight before
-    normalisation is 1 by decree: XLA may compute an exponent once for the maximum and again for the subtraction, and far
-    from the data the two roundings differ by more than an exponential holds.
+    normalisation is 1 by decree: XLA may compute an exponent once for the maximum and again for the subtraction, and
+    far from the data the two roundings differ by more than an exponential holds.
     """
     distance = jnp.sum(jnp.square(process.attenuation(t) * images - dct.dct2(x)), axis=(1, 2, 3))
     exponent = -distance / (2 * jnp.square(process.noise(t)))

@@ -1,0 +1,90 @@
+"""Checkpoints: the only file that knows Orbax.
+
+A checkpoint is a folder named by its step, with two items: `ema`, the weights to sample from, and `train`, what the
+optimiser needs besides. Each is written beside its place and renamed when whole, and restored against a tree of
+shapes *with the target's sharding*, so it opens on any number of devices.
+"""
+
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from jaxtyping import PyTree
+
+ITEMS = ("train", "ema")
+
+
+class Checkpoints:
+    """The checkpoints of one workdir.
+
+    Args:
+      folder: Where they are; made if it is not there and `writable`.
+      keep_last: How many of the newest are kept, at least 1.
+      keep_every: Those at multiples of this step are kept for good; 0: none.
+      writable: False to read what is there and touch nothing.
+    """
+
+    def __init__(self, folder: pathlib.Path, *, keep_last: int = 1, keep_every: int = 0, writable: bool = True):
+        self.folder = folder
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep_last,
+            keep_period=keep_every or None,
+            create=writable,
+            read_only=not writable,
+            enable_async_checkpointing=writable,
+        )
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_names=ITEMS)
+
+    def steps(self) -> list[int]:
+        """The steps of the whole checkpoints, newest first."""
+        return sorted(self._manager.all_steps(read=True), reverse=True)
+
+    def save(self, step: int, train: PyTree, ema: PyTree, *, wait: bool = False) -> None:
+        """Saves in the background (the arrays are copied first); with `wait` it is on disk when this returns."""
+        items = {"train": ocp.args.StandardSave(train), "ema": ocp.args.StandardSave(ema)}
+        if step not in self._manager.all_steps():
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        if wait:
+            self._manager.wait_until_finished()
+
+    def restore(self, step: int, **abstract: PyTree[jax.ShapeDtypeStruct]) -> dict[str, PyTree]:
+        """The named items (`train=`, `ema=`) of one checkpoint, on the shardings of their abstract trees."""
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        return {name: restored[name] for name in abstract}
+
+    def restore_latest(self, **abstract: PyTree[jax.ShapeDtypeStruct]) -> tuple[int, dict[str, PyTree]] | None:
+        """(step, items) of the newest checkpoint that is whole; None where there is none at all.
+
+        One that was damaged is passed over with a warning. ValueError where all are.
+        """
+        return next(self._readable(abstract), None)
+
+    def _readable(self, abstract: dict[str, PyTree]) -> Iterator[tuple[int, dict[str, PyTree]]]:
+        steps, reason = self.steps(), ""
+        for step in steps:
+            try:
+                items = self.restore(step, **abstract)
+            except Exception as error:  # whatever a damaged file makes of Orbax's readers; named in the warning
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+                logging.warning("checkpoint %d in %s is damaged (%s); trying the one before", step, self.folder, reason)
+                continue
+            yield step, items
+        if steps and reason:
+            raise ValueError(
+                f"none of the checkpoints {steps} in {self.folder} can be read (the last: {reason}); "
+                "move the folder away to start anew"
+            )
+
+    def remove_after(self, step: int) -> None:
+        """Deletes checkpoints newer than `step`: the damaged ones that `restore_latest` passed over."""
+        for newer in self.steps():
+            if newer > step:
+                self._manager.delete(newer)
+
+    def close(self) -> None:
+        """Waits for what is being saved."""
+        self._manager.wait_until_finished()
+        self._manager.close()

@@ -1,0 +1,51 @@
+"""Where a run's numbers go: lines for people, `metrics.jsonl` for programs, TensorBoard files for its viewer."""
+
+import json
+import pathlib
+
+import jax
+import tensorboardX
+from tqdm import tqdm
+
+
+def say(text: str) -> None:
+    """Prints a line above any progress bar, from the first process only."""
+    if jax.process_index() == 0:
+        tqdm.write(text)
+
+
+class Log:
+    """Scalars by step, to `metrics.jsonl` and `tb/` of a workdir.
+
+    Args:
+      workdir: An existing folder.
+      start_step: Numbers of later steps, left by a run that was cut off, are dropped: they will come again.
+    """
+
+    def __init__(self, workdir: pathlib.Path, start_step: int):
+        self._lines = self._board = None
+        if jax.process_index() != 0:
+            return
+        path = workdir / "metrics.jsonl"
+        rows = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= start_step]
+        part = path.with_name(".metrics.jsonl.part")
+        part.write_text("".join(kept))
+        part.replace(path)
+        self._lines = path.open("a")
+        self._board = tensorboardX.SummaryWriter(str(workdir / "tb"), purge_step=start_step + 1)
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Appends one row."""
+        if self._lines is None:
+            return
+        self._lines.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._lines.flush()
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes everything."""
+        if self._lines is not None:
+            self._lines.close()
+            self._board.close()

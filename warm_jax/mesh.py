@@ -1,0 +1,36 @@
+"""Devices: the mesh, and how arrays lie on it. Nothing else in the project names a device."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+BATCH_AXIS = "data"
+
+
+def make_mesh() -> Mesh:
+    """A mesh of all devices of all processes with one axis, over which batches are split."""
+    # Auto on purpose: shardings are given at the borders of a step, and the compiler finds the rest.
+    return jax.make_mesh((jax.device_count(),), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on each device: parameters."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split(mesh: Mesh) -> NamedSharding:
+    """The first axis divided over the devices: batches."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
+
+
+def put_batch(mesh: Mesh, batch: PyTree[np.ndarray]) -> PyTree[jax.Array]:
+    """This process's rows of a global batch, put on its devices; the transfer overlaps whatever is running."""
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(split(mesh), rows), batch)
+
+
+def describe(mesh: Mesh) -> str:
+    """For people: "8 × TPU v5e (2 processes)"."""
+    kind = mesh.devices.flat[0].device_kind
+    processes = f" ({jax.process_count()} processes)" if jax.process_count() > 1 else ""
+    return f"{mesh.size} × {kind}{processes}"

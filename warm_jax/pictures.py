@@ -1,0 +1,40 @@
+"""Images for people: the one rule from model units to bytes, grids, PNG files."""
+
+import math
+import os
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+from PIL import Image
+
+
+def to_uint8(x: Float[Array, "*b h w c"]) -> UInt8[Array, "*b h w c"]:
+    """Model units [-1, 1] to bytes by EDM's rule, trunc(clip(127.5 x + 128, 0, 255)). Metrics use it too."""
+    return jnp.clip(127.5 * x + 128, 0, 255).astype(jnp.uint8)
+
+
+def from_uint8(images: UInt8[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
+    """Bytes to model units: images / 127.5 - 1."""
+    return images.astype(jnp.float32) / 127.5 - 1
+
+
+def grid(images: UInt8[np.ndarray, "n h w c"], columns: int | None = None) -> UInt8[np.ndarray, "gh gw c"]:
+    """The images side by side with two pixels of white between, row by row; by default about as wide as high."""
+    n, height, width, channels = images.shape
+    columns = min(n, columns or math.ceil(math.sqrt(n)))
+    rows = math.ceil(n / columns)
+    canvas = np.full((rows * (height + 2) - 2, columns * (width + 2) - 2, channels), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = i // columns * (height + 2), i % columns * (width + 2)
+        canvas[top : top + height, left : left + width] = image
+    return canvas
+
+
+def save_png(path: pathlib.Path, image: UInt8[np.ndarray, "h w c"], scale: int = 1) -> None:
+    """Writes a PNG in one piece or not at all; `scale` repeats pixels. Grey for one channel, RGB for three."""
+    image = image.repeat(scale, 0).repeat(scale, 1)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(part, format="PNG")
+    part.replace(path)
