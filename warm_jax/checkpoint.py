@@ -39,7 +39,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of the whole checkpoints, newest first."""
-        return sorted(self._manager.all_steps(read=True), reverse=True)
+        self._manager.reload()
+        return sorted(self._manager.all_steps(), reverse=True)
 
     def save(self, step: int, train: PyTree, ema: PyTree, *, wait: bool = False) -> None:
         """Saves in the background (the arrays are copied first); with `wait` it is on disk when this returns."""

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import sys
 
 import jax
 import tensorboardX
@@ -12,6 +13,12 @@ def say(text: str) -> None:
     """Prints a line above any progress bar, from the first process only."""
     if jax.process_index() == 0:
         tqdm.write(text)
+
+
+def progress(total: int, *, initial: int = 0, unit: str, doing: str) -> tqdm:
+    """A progress bar with rate and time left, from the first process only; in a file, a line every ten seconds."""
+    hidden, interval = jax.process_index() != 0, 0.2 if sys.stderr.isatty() else 10
+    return tqdm(total=total, initial=initial, unit=unit, desc=doing, disable=hidden, mininterval=interval)
 
 
 class Log:

@@ -38,3 +38,10 @@ def save_png(path: pathlib.Path, image: UInt8[np.ndarray, "h w c"], scale: int =
     part = path.with_name(f".{path.name}.{os.getpid()}")
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(part, format="PNG")
     part.replace(path)
+
+
+def load_png(path: pathlib.Path) -> UInt8[np.ndarray, "h w c"]:
+    """What `save_png` wrote."""
+    with Image.open(path) as image:
+        array = np.asarray(image)
+    return array[..., None] if array.ndim == 2 else array

@@ -1,0 +1,75 @@
+"""The bundled images: Fashion-MNIST at 28×28, ten classes. Minutes on a laptop, to see the whole thing work.
+
+    python -m warm_jax.main --config=configs/fashion_mnist.py          # blur and noise (BNR 0.5)
+    python -m warm_jax.main --config=configs/fashion_mnist.py:hot      # noise alone: EDM
+    python -m warm_jax.main --config=configs/fashion_mnist.py --mode=sample --seeds=0-99
+
+The bundled file is Fashion-MNIST's *test* file, 10,000 images, used here for training: nobody's benchmark. For the full
+training set, name the folder of its IDX files: --config.data.source=idx:FOLDER.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config(system: str = "warm") -> ConfigDict:
+    """`system` is "warm" or "hot"."""
+    config = ConfigDict()
+    config.seed = 0
+
+    data = config.data = ConfigDict()
+    data.source = "bundled"
+    data.image_size = 28
+    data.channels = 1
+    data.num_classes = 10  # 0: ignore the classes
+
+    process = config.process = ConfigDict()
+    process.system = system
+    process.schedule = "constant"  # or "information_budget": blur as much as the data's own spectrum allows
+    process.bnr = 0.5 if system == "warm" else 0.0  # blur in pixels per unit of noise
+    process.information_budget = 0.05  # fraction of the information that blur may cost, for that schedule
+    process.beta_min = 0.002
+    process.beta_max = 80.0
+    process.rho = 7.0
+    process.P_mean = -1.2  # ln β in training is N(P_mean, P_std²)
+    process.P_std = 1.2
+
+    model = config.model = ConfigDict()
+    model.architecture = "ddpmpp"  # or "ncsnpp"
+    model.channels = 32
+    model.channel_mult = (1, 2)
+    model.num_blocks = 2
+    model.attention = (7,)
+    model.dropout = 0.0
+    model.patch_size = 2  # the network sees 14×14 patches of 2×2 pixels
+    model.remat = ()
+    model.dtype = "float32"
+    model.preconditioning = "edm"  # or "spectral"
+    model.sigma_data = 0.5
+
+    train = config.train = ConfigDict()
+    train.batch_size = 64
+    train.steps = 2000
+    train.learning_rate = 2e-3
+    train.warmup_images = 6400
+    train.decay = "cosine"  # or "none", as EDM
+    train.b1 = 0.9
+    train.b2 = 0.999
+    train.eps = 1e-8
+    train.ema_halflife_images = 6400.0
+    train.ema_rampup_ratio = 0.05
+    train.residual_weight = 1.0
+    train.accumulation = 1
+    train.log_every = 200
+    train.sample_every = 1000
+    train.checkpoint_every = 500
+    train.keep_last = 2
+    train.keep_every = 0  # 0: only the last ones
+    train.max_nonfinite_steps = 50
+
+    sample = config.sample = ConfigDict()
+    sample.solver = "heun"  # "euler", "heun" or "multistep"
+    sample.steps = 18
+    sample.batch_size = 64
+    sample.bnr = config_dict.placeholder(float)  # unset: as trained
+    sample.class_label = config_dict.placeholder(int)  # unset: each seed draws its own
+    return config

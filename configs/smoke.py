@@ -1,0 +1,30 @@
+"""Everything that `fashion_mnist.py` does, in seconds: for tests, and to see whether an installation works.
+
+    python -m warm_jax.main --config=configs/smoke.py
+
+Its samples look like nothing: the network is tiny and hardly trained.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import fashion_mnist
+
+
+def get_config(system: str = "warm") -> ConfigDict:
+    """`system` as in `fashion_mnist.py`."""
+    config = fashion_mnist.get_config(system)
+    config.model.channels = 8
+    config.model.num_blocks = 1
+    config.model.channel_mult = (1, 1)
+    config.model.patch_size = 7
+    config.model.attention = ()
+    config.train.batch_size = 16
+    config.train.steps = 20
+    config.train.warmup_images = 64
+    config.train.ema_halflife_images = 64.0
+    config.train.log_every = 5
+    config.train.sample_every = 10
+    config.train.checkpoint_every = 5
+    config.sample.steps = 4
+    config.sample.batch_size = 16
+    return config

@@ -1,0 +1,298 @@
+"""Sampling: from the EMA weights of a checkpoint to PNG files, a grid or one npz.
+
+An image is a function of its seed and the weights: its noise, and its class where there are classes, come from a key of
+its own, so it is the same in any order and any grouping.
+"""
+
+import dataclasses
+import io
+import json
+import pathlib
+import re
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int, PyTree, UInt8
+from ml_collections import ConfigDict
+
+from warm_jax import checkpoint, experiment, log, mesh, pictures, preemption
+from warm_jax.diffusion import sampler
+
+_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+_MOST_SEEDS = 10_000_000
+_GRID_IMAGES = 400
+
+
+def parse_seeds(text: str) -> np.ndarray:
+    """ "0-63,100" as an array of seeds, without repetition, in the order given. ValueError names what is wrong."""
+    seeds: list[np.ndarray] = []
+    for part in text.split(","):
+        match = _RANGE.fullmatch(part.strip())
+        if not match:
+            raise ValueError(f"--seeds={text}: {part!r} is neither a number nor a range; write for example 0-63,100")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last < 2**32 or last - first >= _MOST_SEEDS:
+            raise ValueError(
+                f"--seeds={text}: {part!r} must rise, stay below 2^32, and name at most {_MOST_SEEDS:,} seeds"
+            )
+        seeds.append(np.arange(first, last + 1, dtype=np.int64))
+    every = np.concatenate(seeds)
+    return every[np.sort(np.unique(every, return_index=True)[1])]
+
+
+class Samples(NamedTuple):
+    """Images uint8 `[n, h, w, c]`, and how many network evaluations each took."""
+
+    images: UInt8[np.ndarray, "n h w c"]
+    labels: Int[np.ndarray, " n"]
+    nfe: int
+
+
+class Sampler:
+    """A compiled sampling loop for batches of one size; fewer images are padded.
+
+    Args:
+      exp: The experiment; its config's `sample` names solver and steps.
+      batch_size: Images at a time; rounded up to a multiple of the devices. Default: `sample.batch_size`.
+    """
+
+    def __init__(self, exp: experiment.Experiment, batch_size: int | None = None):
+        wanted, devices = batch_size or exp.config.sample.batch_size, exp.mesh.size
+        self.batch_size = -(-wanted // devices) * devices
+        self.compile_seconds = 0.0
+        self._exp, self._compiled = exp, None
+        self._levels = exp.process.levels(exp.config.sample.steps).astype(np.float32)
+
+    def _draw(self, params: PyTree, seeds: jax.Array, labels: jax.Array, levels: jax.Array):
+        exp, classes = self._exp, self._exp.config.data.num_classes
+        keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(seeds)
+        x = jax.vmap(lambda key: exp.process.prior(key, exp.process.image_shape))(keys[:, 0])
+        one_hot = None
+        if classes:
+            own = jax.vmap(lambda key: jax.random.randint(key, (), 0, classes))(keys[:, 1])
+            labels = jnp.where(labels < 0, own, labels)
+            one_hot = jax.nn.one_hot(labels, classes)
+
+        def predict(x, t):
+            return exp.model.predict(params, x, t, one_hot)
+
+        x, record = sampler.sample(predict, exp.process, x, levels, solver=exp.config.sample.solver)
+        return pictures.to_uint8(x), labels, jnp.all(jnp.isfinite(x), axis=(1, 2, 3)), record.nfe
+
+    def compile(self, params: PyTree) -> None:
+        """Compiles, once; the time it took is `compile_seconds`."""
+        if self._compiled is not None:
+            return
+        started = time.perf_counter()
+        same, split = mesh.replicated(self._exp.mesh), mesh.split(self._exp.mesh)
+        jitted = jax.jit(self._draw, in_shardings=(same, split, split, same), out_shardings=(split, split, split, same))
+        seeds = jax.ShapeDtypeStruct((self.batch_size,), jnp.uint32)
+        labels = jax.ShapeDtypeStruct((self.batch_size,), jnp.int32)
+        shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
+        self._compiled = jitted.lower(shapes, seeds, labels, self._levels).compile()
+        self.compile_seconds = time.perf_counter() - started
+
+    def __call__(self, params: PyTree, seeds: np.ndarray, labels: np.ndarray | None = None) -> Samples:
+        """Draws one image a seed, at most `batch_size`; `labels` of -1, or None, let each seed draw its class.
+
+        FloatingPointError where a sample is not finite.
+        """
+        self.compile(params)
+        count, padding = len(seeds), self.batch_size - len(seeds)
+        if padding < 0:
+            raise ValueError(f"{count} seeds are more than a batch of {self.batch_size}")
+        labels = np.full(count, -1) if labels is None else labels
+        rows = tuple(np.pad(a, (0, padding), "edge") for a in (seeds.astype(np.uint32), labels.astype(np.int32)))
+        split = mesh.split(self._exp.mesh)
+        placed = [jax.make_array_from_callback(a.shape, split, lambda index, a=a: a[index]) for a in rows]
+        images, labels, finite, nfe = jax.device_get(self._compiled(params, *placed, self._levels))
+        if not finite[:count].all():
+            raise FloatingPointError(
+                f"{count - finite[:count].sum()} of {count} samples are not finite (the first has seed "
+                f"{seeds[np.argmin(finite[:count])]}); the weights are broken: sample from an earlier --checkpoint"
+            )
+        return Samples(images[:count], labels[:count], int(nfe))
+
+
+# ── The program ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What `prepare` checked and `sample` needs."""
+
+    experiment: experiment.Experiment
+    workdir: pathlib.Path
+    step: int
+    seeds: np.ndarray
+    out: pathlib.Path
+
+
+def prepare(config: ConfigDict, workdir: pathlib.Path, seeds: str, out: str, step: int) -> Run:
+    """Checks everything that can be checked, compiles nothing. ValueError or OSError for bad input.
+
+    `step` is a checkpoint's, -1 the latest's; `out` a folder, a file.npz or a file.png; empty: `samples/` of the
+    workdir.
+    """
+    experiment.build(config)
+    numbers = parse_seeds(seeds)
+    found = checkpoint.Checkpoints(workdir / "checkpoints", writable=False).steps() if workdir.is_dir() else []
+    if not found:
+        raise FileNotFoundError(f"no checkpoint in {workdir / 'checkpoints'}; train first, or name another --workdir")
+    if step >= 0 and step not in found:
+        raise FileNotFoundError(f"no checkpoint of step {step} in {workdir}; there are {sorted(found)}")
+    experiment.check_same(config, workdir, experiment.MODEL_KEYS)
+    if config.sample.bnr is not None and config.sample.bnr != config.process.bnr:
+        raise ValueError(
+            f"sample.bnr is {config.sample.bnr}, but this network was trained at BNR {config.process.bnr} and knows no "
+            "other; leave sample.bnr unset, or train with another process.bnr"
+        )
+    label, classes = config.sample.class_label, config.data.num_classes
+    if label is not None and not 0 <= label < classes:
+        choices = (
+            f"0 to {classes - 1}, or unset for a random class" if classes else "unset: this network knows no classes"
+        )
+        raise ValueError(f"sample.class_label is {label}; it must be {choices}")
+    spectrum = experiment.load_spectrum(config, workdir)
+    if experiment.needs_spectrum(config) and spectrum is None:
+        raise FileNotFoundError(
+            f"{workdir / 'spectrum.npz'} is missing; this network needs the spectrum it was trained with"
+        )
+    target = pathlib.Path(out) if out else workdir / "samples"
+    experiment.check_writable(target.parent if target.suffix in (".npz", ".png") else target)
+    return Run(experiment.build(config, spectrum), workdir, step, numbers, target)
+
+
+def load_ema(run: Run) -> tuple[int, PyTree]:
+    """The step and the EMA weights of the run's checkpoint, replicated over the mesh."""
+    exp = run.experiment
+    shapes = jax.eval_shape(exp.model.init, jax.random.key(0))
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh.replicated(exp.mesh)), shapes
+    )
+    checkpoints = checkpoint.Checkpoints(run.workdir / "checkpoints", writable=False)
+    if run.step >= 0:
+        return run.step, checkpoints.restore(run.step, ema=abstract)["ema"]
+    step, items = checkpoints.restore_latest(ema=abstract)
+    return step, items["ema"]
+
+
+def _made_with(run: Run, step: int) -> dict:
+    """What a sample depends on besides its seed; stored beside the samples."""
+    config = run.experiment.config.to_dict()
+    return json.loads(
+        json.dumps({"checkpoint_step": step, **{k: config[k] for k in ("model", "process", "sample")}}, default=list)
+    )
+
+
+class _Folder:
+    """Samples as PNG files, one a seed, and `grid.png`. Those that the same weights and settings made are kept."""
+
+    def __init__(self, out: pathlib.Path, made_with: dict):
+        self._out, note = out, out / "samples.json"
+        text = json.dumps(made_with, indent=2)
+        if not (note.exists() and note.read_text() == text):
+            for stale in out.glob("*.png"):
+                if re.fullmatch(r"\d{6,}|grid", stale.stem):
+                    stale.unlink()
+            experiment.write_atomically(note, text.encode())
+
+    def _path(self, seed: int) -> pathlib.Path:
+        return self._out / f"{seed:06d}.png"
+
+    def missing(self, seeds: np.ndarray) -> np.ndarray:
+        return np.array([seed for seed in seeds if not self._path(seed).exists()], seeds.dtype)
+
+    def add(self, seeds: np.ndarray, samples: Samples) -> None:
+        for seed, image in zip(seeds, samples.images, strict=True):
+            pictures.save_png(self._path(seed), image)
+
+    def pause(self) -> None:
+        """Nothing to save: each file is on disk already."""
+
+    def finish(self, seeds: np.ndarray) -> str:
+        shown = seeds[:_GRID_IMAGES]
+        images = np.stack([pictures.load_png(self._path(seed)) for seed in shown])
+        pictures.save_png(self._out / "grid.png", pictures.grid(images), scale=_grid_scale(images))
+        return f"{len(seeds)} PNG files and grid.png (the first {len(shown)}) in {self._out}"
+
+
+class _File:
+    """Samples in one npz (images, labels, seeds) or one grid PNG; what was done before a signal waits in a .partial.npz."""
+
+    def __init__(self, out: pathlib.Path, made_with: dict):
+        self._out, self._partial = out, out.with_name(out.name + ".partial.npz")
+        self._text, self._done = json.dumps(made_with), {}
+        if self._partial.exists():
+            with np.load(self._partial, allow_pickle=False) as stored:
+                if str(stored["made_with"]) == self._text:
+                    rows = zip(stored["seeds"], stored["images"], stored["labels"], strict=True)
+                    self._done = {int(seed): (image, int(label)) for seed, image, label in rows}
+
+    def missing(self, seeds: np.ndarray) -> np.ndarray:
+        return np.array([seed for seed in seeds if int(seed) not in self._done], seeds.dtype)
+
+    def add(self, seeds: np.ndarray, samples: Samples) -> None:
+        for seed, image, label in zip(seeds, samples.images, samples.labels, strict=True):
+            self._done[int(seed)] = image, int(label)
+
+    def _save_npz(self, path: pathlib.Path, seeds: list[int]) -> None:
+        images, labels = (np.stack(column) for column in zip(*(self._done[seed] for seed in seeds), strict=True))
+        content = io.BytesIO()
+        np.savez(content, images=images, labels=labels, seeds=np.array(seeds), made_with=self._text)
+        experiment.write_atomically(path, content.getvalue())
+
+    def pause(self) -> None:
+        if self._done:
+            self._save_npz(self._partial, list(self._done))
+
+    def finish(self, seeds: np.ndarray) -> str:
+        wanted = [int(seed) for seed in seeds]
+        if self._out.suffix == ".npz":
+            self._save_npz(self._out, wanted)
+        else:
+            images = np.stack([self._done[seed][0] for seed in wanted])
+            pictures.save_png(self._out, pictures.grid(images), scale=_grid_scale(images))
+        self._partial.unlink(missing_ok=True)
+        return f"{len(seeds)} images in {self._out}"
+
+
+def _grid_scale(images: np.ndarray) -> int:
+    return max(1, round(64 / images.shape[1]))
+
+
+def sample(run: Run) -> int:
+    """Draws the seeds that are not there yet and writes them. Returns the exit status."""
+    preemption.install()
+    step, ema = load_ema(run)
+    settings = run.experiment.config.sample
+    store = (_File if run.out.suffix in (".npz", ".png") else _Folder)(run.out, _made_with(run, step))
+    todo, draw = store.missing(run.seeds), Sampler(run.experiment)
+    log.say(f"checkpoint of step {step}; {len(todo)} of {len(run.seeds)} images to draw, {draw.batch_size} at a time")
+    log.say(experiment.precision_policy(run.experiment.config))
+    if len(todo):
+        draw.compile(ema)
+        log.say(f"compiled the sampler in {draw.compile_seconds:.1f} s")
+        started, nfe = time.perf_counter(), 0
+        label = -1 if settings.class_label is None else settings.class_label
+        bar = log.progress(len(todo), unit="image", doing="sampling")
+        for first in range(0, len(todo), draw.batch_size):
+            if preemption.requested():
+                break
+            seeds = todo[first : first + draw.batch_size]
+            samples = draw(ema, seeds, np.full(len(seeds), label))
+            store.add(seeds, samples)
+            nfe = samples.nfe
+            bar.update(len(seeds))
+        bar.close()
+        seconds = time.perf_counter() - started
+        log.say(f"NFE {nfe} ({settings.solver}, {settings.steps} steps), {bar.n / seconds:.1f} images/s")
+    if preemption.requested() and len(store.missing(run.seeds)):
+        store.pause()
+        log.say(f"{preemption.requested()}: kept what was drawn in {run.out}; the same command goes on from there")
+        return preemption.EXIT_AGAIN
+    log.say(store.finish(run.seeds))
+    return 0
