@@ -1,0 +1,403 @@
+r"""The U-Nets of EDM, DDPM++ and NCSN++: one Linen module, `F(x, condition) -> [B, H, W, out_channels]`.
+
+It knows no noise level and no blur: `condition` and `second` are numbers with an embedding each, and `denoiser.py`
+says what they mean. Karras et al. 2022 (arXiv 2206.00364, table 7), after Song et al. 2021 (arXiv 2011.13456):
+
+    encoder   conv 3×3; for each entry of `channel_mult`: [down block, pyramid of the input], `num_blocks` blocks
+    decoder   from the lowest level up: two bottom blocks or an up block; `num_blocks + 1` blocks on concat[x, skip]
+    output    GroupNorm → SiLU → conv 3×3
+
+|           | resampling filter | noise embedding              | pyramid of the input |
+|-----------|-------------------|------------------------------|----------------------|
+| `ddpmpp`  | [1, 1]            | sinusoids, `channels`        | no                   |
+| `ncsnpp`  | [1, 3, 3, 1]      | random Fourier, 2 `channels` | yes                  |
+
+The parameter tree is flat and says where a block stands: `enc_16x16_block0`, `dec_8x8_in0`, `enc_32x24_conv` (height ×
+width after patching), each with `norm0 conv0 affine norm1 conv1 [skip] [norm2 qkv proj]`. Parameters are float32.
+`dtype=bfloat16` touches convolutions and attention products only; `float32` means float32: no TF32 or bfloat16 passes.
+"""
+
+import contextlib
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+
+@dataclass(frozen=True)
+class _Style:
+    """What tells the two architectures apart; `taps` is the resampling filter in 1-d, of sum 1."""
+
+    taps: tuple[float, ...]
+    fourier: bool
+    pyramid: bool
+
+
+_STYLES = {
+    "ddpmpp": _Style((0.5, 0.5), fourier=False, pyramid=False),
+    "ncsnpp": _Style((0.125, 0.375, 0.375, 0.125), fourier=True, pyramid=True),
+}
+
+
+_LIMITED = (  # the fields of a UNet that check_geometry takes
+    *("channels", "channel_mult", "num_blocks", "attention", "dropout", "architecture"),
+    *("num_classes", "augment_labels", "patch_size", "remat"),
+)
+
+
+def _groups(channels: int) -> int:
+    return min(32, channels // 4)
+
+
+def _misfit(channels: int, channel_mult: tuple[int, ...], num_blocks: int) -> int | None:
+    """A width that GroupNorm's groups, or the pairs of sine and cosine, do not divide; None when all fit."""
+    width, widths, skips = channels, [channels], [channels]
+    for level, mult in enumerate(channel_mult):
+        skips += [width] * (level > 0) + [channels * mult] * num_blocks
+        width = channels * mult
+        widths.append(width)
+    for mult in reversed(channel_mult):
+        for _ in range(num_blocks + 1):
+            widths.append(width + skips.pop())
+            width = channels * mult
+    if channels % 2:
+        return channels
+    return next((w for w in widths if _groups(w) == 0 or w % _groups(w)), None)
+
+
+def _check_sides(height: int, width: int, levels: int, patch_size: int) -> None:
+    unit = patch_size * 2 ** (levels - 1)
+    for name, side in (("height", height), ("width", width)):
+        if side > 0 and side % unit == 0:
+            continue
+        below, above = side // unit * unit, (side // unit + 1) * unit
+        nearest = f"{below} or {above}" if below > 0 else f"{above}"
+        most = sum(side % (patch_size * 2**level) == 0 for level in range(levels))
+        fewer = f"at most {most} levels in channel_mult" if most else f"a patch_size that divides {side}"
+        raise ValueError(
+            f"{name} {side} cannot be cut into patches of {patch_size} and halved {levels - 1} times, which takes a "
+            f"multiple of {unit}: use a {name} of {nearest}, or {fewer}"
+        )
+
+
+def check_geometry(
+    height: int,
+    width: int,
+    *,
+    channels: int = 128,
+    channel_mult: tuple[int, ...] = (2, 2, 2),
+    num_blocks: int = 4,
+    attention: tuple[int, ...] = (16,),
+    dropout: float = 0.13,
+    architecture: str = "ddpmpp",
+    num_classes: int = 0,
+    augment_labels: int = 0,
+    patch_size: int = 1,
+    remat: tuple[int, ...] = (),
+) -> None:
+    """Raise ValueError, with value, limit and remedy, for a `UNet` that cannot be built on `height` × `width` images.
+
+    A resolution in `attention` or `remat` that never occurs is an error too, or the layer would be missing in silence.
+    One exception: `attention=(16,)`, the default, may miss. What stays is the attention that is always at the bottom.
+    """
+    if architecture not in _STYLES:
+        raise ValueError(f"unknown architecture {architecture!r}: choose one of {', '.join(_STYLES)}")
+    if not channel_mult or min(channel_mult) < 1:
+        raise ValueError(f"channel_mult is {tuple(channel_mult)}: give each level a factor of at least 1, as (2, 2, 2)")
+    limits = {"channels": (channels, 1), "num_blocks": (num_blocks, 1), "patch_size": (patch_size, 1)}
+    limits |= {"num_classes": (num_classes, 0), "augment_labels": (augment_labels, 0)}
+    for name, (value, least) in limits.items():
+        if value < least:
+            raise ValueError(f"{name} is {value}: it must be at least {least}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout}: it must lie in [0, 1); 0 turns it off")
+    bad = _misfit(channels, channel_mult, num_blocks)
+    if bad is not None:
+        # Multiples of 32 always fit, so the search ends.
+        ways = (range(channels, 3, -1), range(channels, channels + 33))
+        nearest = [next((c for c in way if _misfit(c, channel_mult, num_blocks) is None), None) for way in ways]
+        reason = f"a layer of {bad} cannot be split into {max(1, _groups(bad))} groups of at least 4 (GroupNorm)"
+        if channels % 2:
+            reason = "sines and cosines need an even number"
+        raise ValueError(f"channels is {channels}: {reason}; use {' or '.join(str(c) for c in nearest if c)}")
+    _check_sides(height, width, len(channel_mult), patch_size)
+    occurring = [max(height, width) // patch_size >> level for level in range(len(channel_mult))]
+    for name, asked in (("attention", () if tuple(attention) == (16,) else attention), ("remat", remat)):
+        for resolution in asked:
+            if resolution not in occurring:
+                raise ValueError(
+                    f"{name} at resolution {resolution}, which never occurs: the larger side is "
+                    f"{', '.join(map(str, occurring))} from level to level; use some of these, or () for none"
+                )
+
+
+def _resample(
+    x: Float[Array, "b h w c"], taps: tuple[float, ...], stride: int, interior: int, padding: int
+) -> Float[Array, "b k l c"]:
+    """Correlate with `taps`, after `interior` zeros between pixels and `padding` around; keep each `stride`-th pixel.
+
+    As shifted sums in float32: exact on every backend, fused by XLA, and ten times as fast as a depthwise convolution
+    on a CPU.
+    """
+    for axis in (1, 2):
+        edges = [(0, 0, 0)] * 4
+        edges[axis] = (padding, padding, interior)
+        padded = lax.pad(x, jnp.zeros((), x.dtype), edges)
+        span = padded.shape[axis] - len(taps) + 1
+        x = sum(tap * lax.slice_in_dim(padded, k, k + span, stride, axis) for k, tap in enumerate(taps))
+    return x
+
+
+def downsample(x: Float[Array, "b h w c"], taps: tuple[float, ...]) -> Float[Array, "b h//2 w//2 c"]:
+    """Filter with the outer product of `taps` (sum 1), (len - 1) // 2 zeros outside, and keep every second pixel."""
+    return _resample(x, taps, stride=2, interior=0, padding=(len(taps) - 1) // 2)
+
+
+def upsample(x: Float[Array, "b h w c"], taps: tuple[float, ...]) -> Float[Array, "b 2*h 2*w c"]:
+    """Four times the transpose of `downsample` (two a side), as the taps are symmetric."""
+    return _resample(x, tuple(2 * tap for tap in taps), stride=1, interior=1, padding=len(taps) // 2)
+
+
+def _space_to_depth(x: Float[Array, "b h w c"], p: int) -> Float[Array, "b h//{p} w//{p} c*{p}*{p}"]:
+    b, h, w, c = x.shape
+    return x.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h // p, w // p, p * p * c)
+
+
+def _depth_to_space(x: Float[Array, "b h w c"], p: int) -> Float[Array, "b h*{p} w*{p} c//({p}*{p})"]:
+    b, h, w, c = x.shape
+    return x.reshape(b, h, w, p, p, c // p**2).transpose(0, 1, 3, 2, 4, 5).reshape(b, h * p, w * p, c // p**2)
+
+
+def _xavier(variance: float = 1.0) -> nn.initializers.Initializer:
+    """Xavier-uniform, with its variance multiplied."""
+    return nn.initializers.variance_scaling(variance, "fan_avg", "uniform")
+
+
+def _conv(
+    name: str, x: Array, features: int, size: int, dtype: Any, variance: float = 1.0, padding: Any = "SAME"
+) -> Array:
+    """A `size` × `size` convolution with bias, computed in `dtype`, returned in float32."""
+    layer = nn.Conv(
+        features,
+        (size, size),
+        padding=padding,
+        dtype=dtype,
+        precision=lax.Precision.HIGHEST if dtype == jnp.float32 else None,
+        kernel_init=_xavier(variance),
+        name=name,
+    )
+    return layer(x).astype(jnp.float32)
+
+
+def _dense(name: str, x: Array, features: int, bias: bool = True, variance: float = 1.0) -> Array:
+    """An embedding's linear layer: always float32."""
+    init = _xavier(variance) if variance else nn.initializers.zeros
+    return nn.Dense(features, use_bias=bias, precision=lax.Precision.HIGHEST, kernel_init=init, name=name)(x)
+
+
+def _norm(name: str, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    return nn.GroupNorm(_groups(x.shape[-1]), epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32, name=name)(x)
+
+
+def sinusoids(x: Float[Array, " b"], channels: int) -> Float[Array, "b {channels}"]:
+    """[sin(x f), cos(x f)], f falling geometrically from 1 to exactly 1/10000 over `channels` / 2 (≥ 2) frequencies."""
+    half = channels // 2
+    angle = x[:, None] * jnp.asarray(1e-4 ** (np.arange(half) / (half - 1)), jnp.float32)
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+class FourierFeatures(nn.Module):
+    """[sin(2π f x), cos(2π f x)], with `channels` / 2 frequencies f ~ N(0, 16²): drawn once, never trained.
+
+    `freqs` stands among the parameters so that checkpoints carry it; published counts of parameters leave it out.
+    """
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, " b"]) -> Float[Array, "b c"]:
+        """`[b]` to `[b, channels]`."""
+        freqs = self.param("freqs", nn.initializers.normal(16.0), (self.channels // 2,))
+        angle = x[:, None] * (2 * np.pi * lax.stop_gradient(freqs))
+        return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+class Block(nn.Module):
+    """A residual block, resampled on its way when `resample` is "down" or "up", and then attention if asked for.
+
+    The embedding shifts the features, without scale. Both sums are multiplied by √½, which keeps the variance.
+    `dropout` is the rate in force: 0 outside training. `conv1` and `proj` start at 1e-5 of their size.
+    """
+
+    features: int
+    taps: tuple[float, ...]
+    resample: str = ""
+    attention: bool = False
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"]
+    ) -> Float[Array, "b k l {self.features}"]:
+        """Height and width halve or double with `resample`."""
+        change = {"": lambda y, _: y, "down": downsample, "up": upsample}[self.resample]
+        y = change(nn.silu(_norm("norm0", x)), self.taps)
+        y = _conv("conv0", y, self.features, 3, self.dtype) + _dense("affine", embedding, self.features)[:, None, None]
+        y = nn.silu(_norm("norm1", y))
+        y = nn.Dropout(self.dropout, deterministic=False)(y)
+        y = _conv("conv1", y, self.features, 3, self.dtype, variance=1e-10)
+        shortcut = change(x, self.taps)
+        if self.resample or x.shape[-1] != self.features:
+            shortcut = _conv("skip", shortcut, self.features, 1, self.dtype)
+        x = (shortcut + y) * np.sqrt(0.5).item()
+        return self._attend(x) if self.attention else x
+
+    @nn.nowrap
+    def _attend(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """One head over all channels, between all pixels; softmax in float32, scale 1/√c."""
+        b, h, w, c = x.shape
+        # Differs from NVIDIA's files: q, k and v are three contiguous blocks of c output channels. Theirs interleave as
+        # (head, channel, q/k/v): with their one head, our output i·c + j is their row 3j + i, i = 0, 1, 2 for q, k, v.
+        qkv = _conv("qkv", _norm("norm2", x), 3 * c, 1, self.dtype, variance=0.2)
+        q, k, v = jnp.split(qkv.reshape(b, h * w, 1, 3 * c).astype(self.dtype), 3, axis=-1)
+        # The function takes no precision and would ask for the backend's fastest; and in bfloat16 it promotes dtypes.
+        full = self.dtype == jnp.float32
+        precision = jax.default_matmul_precision("highest") if full else contextlib.nullcontext()
+        with precision, jax.numpy_dtype_promotion("standard"):
+            y = jax.nn.dot_product_attention(q, k, v)
+        return (x + _conv("proj", y.reshape(x.shape), c, 1, self.dtype, variance=1e-10)) * np.sqrt(0.5).item()
+
+
+class UNet(nn.Module):
+    """DDPM++ or NCSN++ on images `[B, H, W, C]`; `check_geometry` says what fits.
+
+    out_channels    C for one head, 2C for two
+    channels        the unit of width; a level has channels · channel_mult[level]
+    attention       resolutions (the larger side of a feature map) with self-attention; the bottom always has one
+    num_classes     0: unconditional. A class is a one-hot vector, and the zero vector (or None) is "no class"
+    augment_labels  length of the augmentation vector; zeros (or None): not augmented
+    second_condition  a second number an image; its embedding enters through a layer that starts at zero
+    patch_size      (ours) images are folded by this factor, space to depth, and back: a cheap small network
+    remat           resolutions whose blocks are computed again in the backward pass, to save memory
+    dtype           of convolutions and attention products: float32 or bfloat16
+    """
+
+    out_channels: int
+    channels: int = 128
+    channel_mult: tuple[int, ...] = (2, 2, 2)
+    num_blocks: int = 4
+    attention: tuple[int, ...] = (16,)
+    dropout: float = 0.13
+    architecture: str = "ddpmpp"
+    num_classes: int = 0
+    augment_labels: int = 0
+    second_condition: bool = False
+    patch_size: int = 1
+    remat: tuple[int, ...] = ()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        condition: Float[Array, " b"],
+        second: Float[Array, " b"] | None = None,
+        class_labels: Float[Array, "b k"] | None = None,
+        augment_labels: Float[Array, "b n"] | None = None,
+        *,
+        train: bool = False,
+    ) -> Float[Array, "b h w {self.out_channels}"]:
+        """The raw output in float32. `train` turns dropout on, which draws from the rng collection "dropout"."""
+        check_geometry(*x.shape[1:3], **{name: getattr(self, name) for name in _LIMITED})
+        embedding = self._embed(condition, second, class_labels, augment_labels)
+        block = functools.partial(self._block, embedding, self.dropout if train else 0.0)
+        x, skips = self._encode(block, _space_to_depth(x.astype(jnp.float32), self.patch_size))
+        x = nn.silu(_norm("out_norm", self._decode(block, x, skips)))
+        x = _conv("out_conv", x, self.out_channels * self.patch_size**2, 3, jnp.dtype(self.dtype), variance=1e-10)
+        return _depth_to_space(x, self.patch_size)
+
+    @nn.nowrap
+    def _embed(
+        self, condition: Array, second: Array | None, class_labels: Array | None, augment_labels: Array | None
+    ) -> Array:
+        """All that is not the image, as `[b, 4 channels]`."""
+        if self.second_condition != (second is not None):
+            given = "missing" if second is None else "given"
+            raise ValueError(f"second_condition is {self.second_condition}, but the second condition is {given}")
+        fourier = _STYLES[self.architecture].fourier
+        width = self.channels * (2 if fourier else 1)
+        condition = condition.astype(jnp.float32)
+        y = FourierFeatures(width, name="map_noise")(condition) if fourier else sinusoids(condition, width)
+        if self.second_condition:
+            y += _dense("map_second", sinusoids(second.astype(jnp.float32), width), width, bias=False, variance=0.0)
+        # No label is the zero vector: a class's bias stays, as in EDM; an augmentation has none and adds nothing.
+        for name, labels, length, size in (
+            ("map_label", class_labels, self.num_classes, self.num_classes**0.5),
+            ("map_augment", augment_labels, self.augment_labels, 1.0),
+        ):
+            if labels is not None and labels.shape[-1] != length:
+                raise ValueError(f"labels of length {labels.shape[-1]} for {name}: this network was built for {length}")
+            if length:
+                labels = jnp.zeros((len(y), length)) if labels is None else labels.astype(jnp.float32)
+                y += _dense(name, labels * size, width, bias=name == "map_label")
+        y = nn.silu(_dense("map_layer0", y, 4 * self.channels))
+        return nn.silu(_dense("map_layer1", y, 4 * self.channels))
+
+    @nn.nowrap
+    def _block(
+        self, embedding: Array, dropout: float, name: str, x: Array, side: int, features: int, **options: Any
+    ) -> Array:
+        """A `Block` on or to maps whose larger side is `side`."""
+        kind = nn.remat(Block) if side in self.remat else Block
+        taps = _STYLES[self.architecture].taps
+        return kind(features, taps, dropout=dropout, dtype=jnp.dtype(self.dtype), name=name, **options)(x, embedding)
+
+    @nn.nowrap
+    def _encode(self, block: Any, x: Array) -> tuple[Array, list[Array]]:
+        """The lowest feature map, and all outputs on the way as skips."""
+        style, dtype = _STYLES[self.architecture], jnp.dtype(self.dtype)
+        pyramid, (height, width) = x, x.shape[1:3]
+        x = _conv(f"enc_{height}x{width}_conv", x, self.channels, 3, dtype)
+        skips = [x]
+        for level, mult in enumerate(self.channel_mult):
+            side = max(height >> level, width >> level)
+            prefix = f"enc_{height >> level}x{width >> level}"
+            if level > 0:
+                x = block(f"{prefix}_down", x, side, x.shape[-1], resample="down")
+                if style.pyramid:
+                    # At full resolution, with zeros outside for both the 3×3 kernel (1) and the filter (1); then the
+                    # filter, without more of them. It has sum 1, so the bias may come before it.
+                    pyramid = _conv(f"{prefix}_aux_residual", pyramid, x.shape[-1], 3, dtype, padding=2)
+                    pyramid = _resample(pyramid, style.taps, stride=2, interior=0, padding=0)
+                    x = pyramid = (x + pyramid) * np.sqrt(0.5).item()
+                skips.append(x)
+            for i in range(self.num_blocks):
+                x = block(f"{prefix}_block{i}", x, side, self.channels * mult, attention=side in self.attention)
+                skips.append(x)
+        return x, skips
+
+    @nn.nowrap
+    def _decode(self, block: Any, x: Array, skips: list[Array]) -> Array:
+        """From the lowest feature map back to the highest, taking the skips from the end."""
+        lowest = len(self.channel_mult) - 1
+        height, width = x.shape[1] << lowest, x.shape[2] << lowest
+        for level, mult in reversed(list(enumerate(self.channel_mult))):
+            side = max(height >> level, width >> level)
+            prefix = f"dec_{height >> level}x{width >> level}"
+            if level == lowest:
+                x = block(f"{prefix}_in0", x, side, x.shape[-1], attention=True)
+                x = block(f"{prefix}_in1", x, side, x.shape[-1])
+            else:
+                x = block(f"{prefix}_up", x, side, x.shape[-1], resample="up")
+            for i in range(self.num_blocks + 1):
+                joined = jnp.concatenate([x, skips.pop()], axis=-1)
+                attention = side in self.attention and i == self.num_blocks
+                x = block(f"{prefix}_block{i}", joined, side, self.channels * mult, attention=attention)
+        return x
