@@ -98,9 +98,9 @@ def test_bad_labels_folders_and_wishes(tmp_path):
     with pytest.raises(ValueError, match="4 labels for 5 images"):
         open_source(f"idx:{tmp_path}")
     write(tmp_path)
-    with pytest.raises(ValueError, match=r"4×6, not data.image_size 32×32; .*--mode=prepare"):
+    with pytest.raises(ValueError, match=r"4×6 pixels, not 32×32 .*--mode=prepare"):
         open_source(f"idx:{tmp_path}", image_size=32)
-    with pytest.raises(ValueError, match=r"1 channels, not data.channels 3; .*--mode=prepare"):
+    with pytest.raises(ValueError, match=r"1 channels, not 3 .*--mode=prepare"):
         open_source(f"idx:{tmp_path}", image_size=(4, 6), channels=3)
     with pytest.raises(FileNotFoundError):
         open_source(f"idx:{tmp_path / 'nowhere'}")

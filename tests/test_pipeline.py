@@ -2,11 +2,12 @@
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
 from warm_jax.data import arrays, order
-from warm_jax.data.pipeline import batches
+from warm_jax.data.pipeline import batches, load, to_device
 
 
 def numbered(count):
@@ -53,7 +54,7 @@ def test_any_number_of_processes(processes):
 
 def test_fewer_images_than_a_batch(caplog):
     (batch,) = take(numbered(3), 1, seed=0, batch_size=9)
-    assert "3 images, fewer than a batch of 9" in caplog.text
+    assert "3 images are fewer than a batch of 9" in caplog.text
     assert np.bincount(batch.images[:, 0, 0, 0]).tolist() == [3, 3, 3]
 
 
@@ -74,3 +75,61 @@ def test_bad_arguments(arguments):
 
 def test_order_is_shared():
     assert order.indices(0, 0, 4, 4).tolist() == np.random.RandomState([0, 0, 0, 0]).permutation(4).tolist()
+
+
+GRAIN = {"memory_limit": 0}
+
+
+def test_grain_gives_the_same_batches():
+    source = numbered(10)
+    for start in (0, 3):
+        expected = take(source, 6, seed=2, batch_size=4, start_step=start)
+        found = take(source, 6, seed=2, batch_size=4, start_step=start, **GRAIN)
+        assert all(same(a, b) for a, b in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_grain_gives_each_process_its_rows(processes):
+    source = numbered(10)
+    arguments = {"seed": 1, "batch_size": 8, "process_count": processes, **GRAIN}
+    parts = [take(source, 3, process_index=p, **arguments) for p in range(processes)]
+    for step, whole in enumerate(take(source, 3, seed=1, batch_size=8)):
+        np.testing.assert_array_equal(np.concatenate([part[step].images for part in parts]), whole.images)
+
+
+def test_two_workers_give_the_same_batches():
+    source = numbered(10)
+    expected = take(source, 7, seed=2, batch_size=4, start_step=5)
+    iterator = batches(source, seed=2, batch_size=4, start_step=5, num_workers=2, **GRAIN)
+    assert all(same(a, b) for a, b in zip(expected, itertools.islice(iterator, 7), strict=True))
+    iterator.close()
+
+
+def test_load_reads_all_once():
+    class Counted:
+        spec, image_shape, num_classes, fingerprint, skipped = "counted", (2, 4, 3), 3, "", ()
+
+        def __len__(self):
+            return 1300
+
+        def read(self, indices):
+            images = np.zeros((len(indices), 2, 4, 3), np.uint8)
+            images[:] = (indices % 251)[:, None, None, None]
+            return images, (indices % 3).astype(np.int32)
+
+    loaded = load(Counted())
+    np.testing.assert_array_equal(loaded.images[:, 1, 2, 0], np.arange(1300) % 251)
+    np.testing.assert_array_equal(loaded.labels, np.arange(1300) % 3)
+
+
+def test_to_device_shards_the_global_batch():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    expected = take(numbered(20), 5, seed=0, batch_size=16)
+    found = list(to_device(expected, sharding))
+    assert len(found) == 5
+    for host, device in zip(expected, found, strict=True):
+        assert device.images.sharding == sharding and device.labels.sharding == sharding
+        assert same(host, device)
+    for shard in found[0].images.addressable_shards:
+        np.testing.assert_array_equal(shard.data, expected[0].images[shard.index])

@@ -15,13 +15,37 @@ NO_LABEL = -1
 
 
 @runtime_checkable
-class Source(Protocol):
-    """A set of images: immutable, picklable (worker processes get a copy), and safe to read from many threads."""
+class Items(Protocol):
+    """Numbered images as they are stored, of any size and colour mode: what `prepare` and `inspect` work on.
 
-    spec: str  # what `open_source` was given
+    Immutable, picklable (worker processes are sent a copy), and safe to use from many threads.
+    """
+
+    spec: str  # what names it, as in "zip:PATH"
+    num_classes: int  # classes are 0 … num_classes - 1; 0: there are none, all labels are -1
+    fingerprint: str  # a hash of the content, or of its directory where the content is large
+
+    def __len__(self) -> int:
+        """The number of images."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What to call an image in a message."""
+        ...
+
+    def get(self, index: int) -> tuple[bytes | np.ndarray, int]:
+        """The encoded image or its pixels, and its class; ValueError or OSError if it cannot be read."""
+        ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Numbered uint8 images of one shape: what training reads. Immutable, picklable, safe to use from many threads."""
+
+    spec: str
     image_shape: tuple[int, int, int]  # height, width, channels (1 or 3)
-    num_classes: int  # labels are 0 … num_classes - 1; 0: there are no labels, all are -1
-    fingerprint: str  # a hash of the content (of its directory where the content is large): changes when the data does
+    num_classes: int
+    fingerprint: str
     skipped: tuple[str, ...]  # "name: reason" of each image that on_error="skip" left out
 
     def __len__(self) -> int:
@@ -35,7 +59,7 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Arrays:
-    """A source whose images are in memory."""
+    """Images in memory: both a `Source` and `Items`."""
 
     spec: str
     images: UInt8[np.ndarray, "n h w c"]
@@ -56,6 +80,14 @@ class Arrays:
         """The images and labels at `indices`."""
         return self.images[indices], self.labels[indices]
 
+    def name(self, index: int) -> str:
+        """Its number."""
+        return f"image {index}"
+
+    def get(self, index: int) -> tuple[np.ndarray, int]:
+        """The pixels and the class."""
+        return self.images[index], int(self.labels[index])
+
 
 def from_arrays(spec: str, images: np.ndarray, labels: np.ndarray | None = None) -> Arrays:
     """A source of images uint8 `[n, H, W]` or `[n, H, W, C]`, and one class ≥ 0 an image (or no labels at all)."""
@@ -63,8 +95,8 @@ def from_arrays(spec: str, images: np.ndarray, labels: np.ndarray | None = None)
         images = images[..., None]
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
         raise ValueError(
-            f"{spec}: images are {images.dtype}{list(images.shape)}; they must be uint8 [n, height, width] "
-            "or [n, height, width, 1 or 3]"
+            f"{spec}: images are {images.dtype}{list(images.shape)}; "
+            "they must be uint8 [n, height, width] or [n, height, width, 1 or 3]"
         )
     if 0 in images.shape:
         raise ValueError(f"{spec}: no images (shape {list(images.shape)}); the path may name the wrong file")
@@ -80,13 +112,11 @@ def check_labels(spec: str, labels: np.ndarray | None, count: int) -> tuple[np.n
     if labels is None:
         return np.full(count, NO_LABEL, np.int32), 0
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ValueError(
-            f"{spec}: labels are {labels.dtype}{list(labels.shape)}; they must be one integer an image, [{count}]"
-        )
+        found = f"{labels.dtype}{list(labels.shape)}"
+        raise ValueError(f"{spec}: labels are {found}; they must be one integer an image, [{count}]")
     if len(labels) != count:
         raise ValueError(f"{spec}: {len(labels)} labels for {count} images; they must match one to one")
     if labels.min() < 0 or labels.max() >= 2**20:
-        raise ValueError(
-            f"{spec}: labels run from {labels.min()} to {labels.max()}; they must be classes 0 … {2**20 - 1}"
-        )
+        found = f"{labels.min()} to {labels.max()}"
+        raise ValueError(f"{spec}: labels run from {found}; they must be classes 0 … {2**20 - 1}")
     return labels.astype(np.int32), int(labels.max()) + 1

@@ -26,7 +26,7 @@ _MAX_BYTES = 1 << 36
 
 
 def parse(content: bytes, name: str) -> np.ndarray:
-    """The uint8 array in an IDX file; `name` is for the errors. Memory grows with the data, not with what a header says."""
+    """The uint8 array in an IDX file; `name` is for the errors. Memory grows with its data, not its header."""
     try:
         stream = gzip.GzipFile(fileobj=io.BytesIO(content)) if content[:2] == b"\x1f\x8b" else io.BytesIO(content)
         magic = stream.read(4)
@@ -67,7 +67,7 @@ def bundled() -> arrays.Arrays:
 
 
 def open_idx(path: pathlib.Path) -> arrays.Arrays:
-    """A folder (its train-* images, else its only images) or one file of images; labels are read where they lie beside."""
+    """A folder (its train-* images, else its only images) or one file of images; labels are read if they lie beside."""
     images = _images_file(path) if path.is_dir() else path
     labels, spec = _labels_file(images), f"idx:{path}"
     content = parse(images.read_bytes(), str(images))

@@ -1,0 +1,111 @@
+"""One encoded image (PNG, JPEG, WebP) to pixels: exactly as stored, or not at all.
+
+`decode` is what training reads with: 8-bit grey and RGB, and what expands to them without loss (1-bit, palettes).
+Whatever would need a decision (16 bits, CMYK, transparency, animation) is an error that names the image; `prepare`
+decides, once:
+
+    16 bits         the high byte
+    transparency    over white
+    CMYK, YCbCr, …  to RGB as Pillow does it; colour profiles are ignored
+    orientation     EXIF's is applied
+    floats, 32 bits refused
+
+Limits: 64 megapixels an image, 512 MiB a file; both are checked before anything is decoded.
+"""
+
+import io
+import warnings
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 1 << 26
+MAX_BYTES = 1 << 29
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
+
+_PREPARE = "--mode=prepare converts it"
+
+
+def open_picture(content: bytes | np.ndarray, name: str) -> Image.Image:
+    """A Pillow image of any mode, decoded whole; ValueError names it if it is broken, too large or animated."""
+    if isinstance(content, np.ndarray):
+        return Image.fromarray(content[..., 0] if content.shape[-1] == 1 else content)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{name}: {len(content)} bytes, the limit is {MAX_BYTES}; leave it out")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata, and of bombs: the limit here is lower
+            picture = Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP"))
+            size = picture.size
+            animated = picture.format in ("PNG", "WEBP") and getattr(picture, "n_frames", 1) > 1
+            if size[0] * size[1] <= MAX_PIXELS and not animated:
+                picture.load()
+    except Exception as error:  # on broken files Pillow raises OSError, SyntaxError, ValueError, struct.error, …
+        raise ValueError(
+            f"{name}: not a readable PNG, JPEG or WebP ({_one_line(error)}); replace it or leave it out"
+        ) from error
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"{name}: {size[0]}×{size[1]} pixels, the limit is {MAX_PIXELS} in all; make it smaller")
+    if animated:
+        raise ValueError(f"{name}: animated; leave it out, or save one frame of it")
+    return picture
+
+
+def decode(content: bytes | np.ndarray, name: str) -> UInt8[np.ndarray, "h w c"]:
+    """The stored pixels, 1 or 3 channels; ValueError where they are not 8-bit grey or RGB."""
+    if isinstance(content, np.ndarray):
+        if content.dtype != np.uint8 or content.ndim != 3 or content.shape[-1] not in (1, 3):
+            raise ValueError(f"{name}: {content.dtype}{list(content.shape)}, not uint8 of 1 or 3 channels; {_PREPARE}")
+        return content
+    picture = open_picture(content, name)
+    if _is_deep_png(content) or picture.mode.startswith(("I", "F")):
+        raise ValueError(f"{name}: more than 8 bits a channel; {_PREPARE}")
+    if picture.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in picture.info:
+        raise ValueError(f"{name}: has transparency ({picture.mode}); {_PREPARE}")
+    if picture.mode == "1":
+        picture = picture.convert("L")
+    elif picture.mode == "P":
+        picture = picture.convert("RGB")
+    elif picture.mode not in ("L", "RGB"):
+        raise ValueError(f"{name}: colour mode {picture.mode}, not grey or RGB; {_PREPARE}")
+    pixels = np.asarray(picture)
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def convert(content: bytes | np.ndarray, name: str, channels: int | None) -> Image.Image:
+    """A picture of mode L or RGB by the rules above; `channels` 1 (ITU-R 601 luma) or 3 makes it so, None keeps it."""
+    picture = open_picture(content, name)
+    if not isinstance(content, np.ndarray):
+        try:
+            picture = ImageOps.exif_transpose(picture)
+        except Exception as error:  # broken EXIF: struct.error, SyntaxError, …
+            raise ValueError(f"{name}: broken EXIF ({_one_line(error)}); replace it or leave it out") from error
+    if picture.mode in ("I;16", "I;16B", "I;16L"):
+        picture = Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"{name}: {picture.mode}, 32 bits a pixel, whose range is unknown; save it as 8 or 16 bits")
+    if picture.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in picture.info:
+        grey = picture.mode in ("L", "1", "LA", "La")
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert(
+            "L" if grey else "RGB"
+        )
+    grey = channels == 1 or (channels is None and picture.mode in ("L", "1"))
+    return picture.convert("L" if grey else "RGB")
+
+
+def encode_png(pixels: UInt8[np.ndarray, "h w c"]) -> bytes:
+    """A PNG of 1 or 3 channels, without metadata; lightly compressed, since reading speed matters more than size."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
+
+
+def _is_deep_png(content: bytes) -> bool:
+    # Pillow hands out 16-bit RGB as 8-bit RGB without a word; byte 24 of a PNG is the bit depth in IHDR.
+    return content[:8] == b"\x89PNG\r\n\x1a\n" and content[24:25] == b"\x10"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
