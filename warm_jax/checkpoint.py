@@ -23,7 +23,7 @@ class Checkpoints:
       folder: Where they are; made if it is not there and `writable`.
       keep_last: How many of the newest are kept, at least 1.
       keep_every: Those at multiples of this step are kept for good; 0: none.
-      writable: False to read what is there and touch nothing.
+      writable: False to read what is there, and not even make the folder.
     """
 
     def __init__(self, folder: pathlib.Path, *, keep_last: int = 1, keep_every: int = 0, writable: bool = True):
@@ -32,8 +32,6 @@ class Checkpoints:
             max_to_keep=keep_last,
             keep_period=keep_every or None,
             create=writable,
-            read_only=not writable,
-            enable_async_checkpointing=writable,
         )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_names=ITEMS)
 

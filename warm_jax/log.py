@@ -10,9 +10,12 @@ from tqdm import tqdm
 
 
 def say(text: str) -> None:
-    """Prints a line above any progress bar, from the first process only."""
+    """Prints lines above any progress bar, from the first process only."""
     if jax.process_index() == 0:
-        tqdm.write(text)
+        if sys.stderr.isatty():
+            tqdm.write(text)
+        else:
+            print(text, flush=True)
 
 
 def progress(total: int, *, initial: int = 0, unit: str, doing: str) -> tqdm:

@@ -261,17 +261,18 @@ def scalars(totals: Totals) -> dict[str, float]:
 
 
 def _report(step: int, row: dict[str, float], blurs: bool) -> None:
-    heads = f"{row['loss/blurred']:.4f}" + (f" + {row['loss/residual']:.4f} residual" if blurs else "")
-    log.say(
-        f"step {step:>7}  loss {heads}  |gradient| {row['gradient_norm']:.2f}  "
-        f"{row['images_per_second']:.0f} images/s  lr {row['learning_rate']:.2e}"
-    )
-    bins = [(name.split("_")[-1], value) for name, value in row.items() if name.startswith("loss_blurred/")]
-    detail = [row[f"loss_residual/noise_{name}"] for name, _ in bins]
-    log.say("    noise     " + " ".join(f"{name:>9}" for name, _ in bins))
-    log.say("    blurred   " + " ".join(f"{value:9.4f}" for _, value in bins))
+    bins = [name.removeprefix("loss_blurred/noise_") for name in row if name.startswith("loss_blurred/")]
+    heads = {"blurred": [row[f"loss_blurred/noise_{name}"] for name in bins]}
     if blurs:
-        log.say("    residual  " + " ".join(f"{value:9.4f}" for value in detail))
+        heads["residual"] = [row[f"loss_residual/noise_{name}"] for name in bins]
+    total = " + ".join(f"{row[f'loss/{head}']:.4f} {head}" for head in heads)
+    lines = [
+        f"step {step:>7}  loss {total}  |gradient| {row['gradient_norm']:.2f}  "
+        f"{row['images_per_second']:.0f} images/s  lr {row['learning_rate']:.2e}",
+        "    noise     " + " ".join(f"{name:>8}" for name in bins),
+        *(f"    {head:<10}" + " ".join(f"{value:8.4f}" for value in values) for head, values in heads.items()),
+    ]
+    log.say("\n".join(lines))
 
 
 def _device_batches(run: Run, start: int) -> Iterator[tuple[jax.Array, jax.Array]]:
