@@ -221,7 +221,7 @@ class _Folder:
 
 
 class _File:
-    """Samples in one npz (images, labels, seeds) or one grid PNG; after a signal, what was done waits in a .partial.npz."""
+    """Samples in one npz (images, labels, seeds) or one grid PNG; after a signal the rest waits in a .partial.npz."""
 
     def __init__(self, out: pathlib.Path, made_with: dict):
         self._out, self._partial = out, out.with_name(out.name + ".partial.npz")
