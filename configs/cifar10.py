@@ -21,6 +21,11 @@ def get_config(system: str = "warm") -> ConfigDict:
     data.image_size = 32
     data.channels = 3
     data.num_classes = 0  # 10: class-conditional
+    data.label_dropout = 0.0  # share of the images whose class is hidden
+    data.augment = "edm"  # "none", "flip" (left and right), or "edm": nine labels, told to the network
+    data.augment_probability = 0.12  # of each kind of change, for "edm"
+    data.on_error = "raise"  # or "skip": leave broken images out, and name them
+    data.num_workers = 0  # processes that decode, for sets too large for memory
 
     process = config.process = ConfigDict()
     process.system = system

@@ -21,6 +21,11 @@ def get_config(system: str = "warm") -> ConfigDict:
     data.image_size = 28
     data.channels = 1
     data.num_classes = 10  # 0: ignore the classes
+    data.label_dropout = 0.0  # share of the images whose class is hidden
+    data.augment = "none"  # "none", "flip" (left and right), or "edm": nine labels, told to the network
+    data.augment_probability = 0.0  # of each kind of change, for "edm"
+    data.on_error = "raise"  # or "skip": leave broken images out, and name them
+    data.num_workers = 0  # processes that decode, for sets too large for memory
 
     process = config.process = ConfigDict()
     process.system = system

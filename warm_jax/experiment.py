@@ -17,24 +17,31 @@ from ml_collections import ConfigDict
 
 from warm_jax import mesh as meshes
 from warm_jax import pictures
+from warm_jax.data import augment
 from warm_jax.data.sources import Source
 from warm_jax.diffusion import bnr, dct, process, sampler
 from warm_jax.models import denoiser, unet
 
 # What a config says of the weights and of the run that made them: with another value, a checkpoint means something
 # else.
-MODEL_KEYS = ("data.image_size", "data.channels", "data.num_classes", "model", "process")
-RUN_KEYS = ("seed", "data", "train.batch_size", "train.accumulation", "train.ema_halflife_images")
+MODEL_KEYS = ("data.image_size", "data.channels", "data.num_classes", "data.augment", "model", "process")
+RUN_KEYS = (
+    *("seed", "data.source", "data.augment_probability", "data.label_dropout"),
+    *("train.batch_size", "train.accumulation", "train.ema_halflife_images"),
+)
 
 # Least values; the rest of the numbers are checked by the modules that they go to.
 _AT_LEAST = {
     **{f"train.{name}": 1 for name in ("batch_size", "steps", "accumulation", "log_every", "checkpoint_every")},
     **{f"train.{name}": 0 for name in ("warmup_images", "sample_every", "keep_every", "residual_weight", "eps")},
     **{"train.keep_last": 1, "train.max_nonfinite_steps": 1, "sample.steps": 1, "sample.batch_size": 1},
-    **{"seed": 0, "data.image_size": 1, "data.channels": 1, "data.num_classes": 0},
+    **{"seed": 0, "data.num_classes": 0, "data.num_workers": 0},
 }
 _ABOVE_ZERO = ("train.learning_rate", "train.ema_halflife_images", "train.ema_rampup_ratio")
 _CHOICES = {
+    "data.channels": (1, 3),
+    "data.augment": ("none", "flip", "edm"),
+    "data.on_error": ("raise", "skip"),
     "process.system": ("warm", "hot"),
     "process.schedule": ("constant", "information_budget"),
     "model.preconditioning": ("edm", "spectral"),
@@ -70,10 +77,12 @@ def check_values(config: ConfigDict) -> None:
             raise ValueError(f"{key} is {lookup(config, key)}; it must be above 0")
     for key, choices in _CHOICES.items():
         if lookup(config, key) not in choices:
-            raise ValueError(f"{key} is {lookup(config, key)!r}; choose one of {', '.join(choices)}")
-    for key in ("train.b1", "train.b2"):
+            raise ValueError(f"{key} is {lookup(config, key)!r}; choose one of {', '.join(map(str, choices))}")
+    for key in ("train.b1", "train.b2", "data.label_dropout"):
         if not 0 <= lookup(config, key) < 1:
             raise ValueError(f"{key} is {lookup(config, key)}; it must be in [0, 1)")
+    if not 0 <= config.data.augment_probability <= 1:
+        raise ValueError(f"data.augment_probability is {config.data.augment_probability}; it must be in [0, 1]")
     if config.process.system == "hot" and config.process.bnr != 0:
         raise ValueError(f"process.bnr is {config.process.bnr}; the hot system has no blur: set it to 0, or use :warm")
     sampler.check_solver(config.sample.solver)
@@ -103,13 +112,14 @@ def measure_spectrum(source: Source, most: int = 10_000) -> np.ndarray:
     return np.sum([power(source.read(part)[0]) for part in parts], axis=0, dtype=np.float64) / len(chosen)
 
 
-def _image_side(config: ConfigDict) -> tuple[int, int]:
+def image_side(config: ConfigDict) -> tuple[int, int]:
+    """(height, width) of `data.image_size`, which is one side or both."""
     size = config.data.image_size
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _process(config: ConfigDict, spectrum: np.ndarray | None) -> process.Process:
-    shape, settings = (*_image_side(config), config.data.channels), config.process
+    shape, settings = (*image_side(config), config.data.channels), config.process
     levels = {name: settings[name] for name in ("beta_min", "beta_max", "rho", "P_mean", "P_std")}
     if settings.schedule == "information_budget":
         return process.warm(shape, bnr.information_budget(spectrum, settings.information_budget), **levels)
@@ -122,7 +132,7 @@ def build(config: ConfigDict, spectrum: np.ndarray | None = None) -> Experiment:
     """Checks `config` and makes its process and model; `spectrum` where `needs_spectrum`. ValueError for bad values."""
     check_values(config)
     if needs_spectrum(config) and spectrum is None:
-        spectrum = np.ones(_image_side(config))  # only shapes and ranges are checked with it
+        spectrum = np.ones(image_side(config))  # only shapes and ranges are checked with it
     kind = _process(config, spectrum)
     settings = config.model.copy_and_resolve_references()
     shape = {
@@ -133,6 +143,7 @@ def build(config: ConfigDict, spectrum: np.ndarray | None = None) -> Experiment:
         "dropout": settings.dropout,
         "architecture": settings.architecture,
         "num_classes": config.data.num_classes,
+        "augment_labels": augment.LABELS if config.data.augment == "edm" else 0,
         "patch_size": settings.patch_size,
         "remat": tuple(settings.remat),
     }

@@ -1,9 +1,7 @@
 """Devices: the mesh, and how arrays lie on it. Nothing else in the project names a device."""
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
 
 BATCH_AXIS = "data"
 
@@ -22,11 +20,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def split(mesh: Mesh) -> NamedSharding:
     """The first axis divided over the devices: batches."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
-
-
-def put_batch(mesh: Mesh, batch: PyTree[np.ndarray]) -> PyTree[jax.Array]:
-    """This process's rows of a global batch, put on its devices; the transfer overlaps whatever is running."""
-    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(split(mesh), rows), batch)
 
 
 def describe(mesh: Mesh) -> str:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, PyTree, UInt8
 from ml_collections import ConfigDict
 
 from warm_jax import checkpoint, experiment, generate, log, mesh, pictures, preemption
-from warm_jax.data import pipeline, sources
+from warm_jax.data import augment, pipeline, sources
 from warm_jax.diffusion import loss
 
 BIN_EDGES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # noise levels between which losses are reported apart
@@ -122,6 +122,29 @@ def _add_errors(totals: Totals, example: loss.Example, s: Array, errors: loss.Er
     return jax.tree.map(jnp.add, totals, step)
 
 
+class Given(NamedTuple):
+    """What the network is told besides a state and its level: a class `[b, k]`, an augmentation `[b, 9]`."""
+
+    class_labels: Float[Array, "b k"] | None
+    augment_labels: Float[Array, "b n"] | None
+
+
+def clean_batch(
+    config: ConfigDict, key: PRNGKeyArray, images: UInt8[Array, "b h w c"], labels: Int32[Array, " b"]
+) -> tuple[Float[Array, "b h w c"], Given]:
+    """Bytes to augmented images in [-1, 1], and what the network is told of them; a label of -1 is no class."""
+    augment_key, label_key = jax.random.split(key)
+    x0, augmented, one_hot = pictures.from_uint8(images), None, None
+    if config.data.augment == "edm":
+        x0, augmented = augment.augment(augment_key, x0, config.data.augment_probability)
+    elif config.data.augment == "flip":
+        x0 = augment.flip(augment_key, x0)
+    if config.data.num_classes:
+        kept = jax.random.uniform(label_key, labels.shape) >= config.data.label_dropout
+        one_hot = jax.nn.one_hot(labels, config.data.num_classes) * kept[:, None]
+    return x0, Given(one_hot, augmented)
+
+
 Step = Callable[[State, Totals, UInt8[Array, "b h w c"], Int32[Array, " b"]], tuple[State, Totals, Float[Array, ""]]]
 
 
@@ -129,13 +152,13 @@ def make_step(exp: experiment.Experiment) -> Step:
     """The pure train step (state, totals, images, labels) -> (state, totals, loss). Nothing in it is jitted yet."""
     config, parts, tx = exp.config, exp.config.train.accumulation, optimizer(exp.config)
 
-    def objective(params: PyTree, example: loss.Example, one_hot: Array | None, dropout_key: PRNGKeyArray):
+    def objective(params: PyTree, example: loss.Example, given: Given, dropout_key: PRNGKeyArray):
         def predict(x: Array, t: Array):
-            return exp.model.predict(params, x, t, one_hot, dropout_key=dropout_key)
+            return exp.model.predict(params, x, t, *given, dropout_key=dropout_key)
 
         return loss.two_head(predict, example, exp.model.preconditioning.weight, config.train.residual_weight)
 
-    def gradients(params: PyTree, example: loss.Example, one_hot: Array | None, dropout_key: PRNGKeyArray):
+    def gradients(params: PyTree, example: loss.Example, given: Given, dropout_key: PRNGKeyArray):
         """Loss, errors and gradients of the whole batch, `parts` slices of it at a time."""
         differentiate = jax.value_and_grad(objective, has_aux=True)
 
@@ -149,19 +172,19 @@ def make_step(exp: experiment.Experiment) -> Step:
             return jax.tree.map(lambda a, b: a + b / parts, total, (value, grads)), errors
 
         if parts == 1:
-            (value, errors), grads = differentiate(params, example, one_hot, dropout_key)
+            (value, errors), grads = differentiate(params, example, given, dropout_key)
             return value, errors, grads
         zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
-        sliced = jax.tree.map(slice_of_each, (example, one_hot))
+        sliced = jax.tree.map(slice_of_each, (example, given))
         (value, grads), errors = jax.lax.scan(one_slice, zero, (*sliced, jnp.arange(parts)))
         return value, jax.tree.map(lambda e: e.swapaxes(0, 1).reshape(-1), errors), grads
 
     def step(state: State, totals: Totals, images: Array, labels: Array) -> tuple[State, Totals, Array]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        draw_key, dropout_key = jax.random.split(key)
-        example = loss.draw(exp.process, draw_key, pictures.from_uint8(images))
-        one_hot = jax.nn.one_hot(labels, config.data.num_classes) if config.data.num_classes else None
-        value, errors, grads = gradients(state.params, example, one_hot, dropout_key)
+        data_key, draw_key, dropout_key = jax.random.split(key, 3)
+        x0, given = clean_batch(config, data_key, images, labels)
+        example = loss.draw(exp.process, draw_key, x0)
+        value, errors, grads = gradients(state.params, example, given, dropout_key)
         norm, ok = optax.global_norm(grads), jnp.isfinite(value)
         updates, optimizer_state = tx.update(jax.tree.map(_finite, grads), state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -201,11 +224,11 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
     """Opens the data, checks everything that can be checked, compiles nothing. ValueError or OSError for bad input."""
     experiment.build(config)
     experiment.check_batch(config, jax.device_count())
-    size = config.data.image_size
     source = sources.open_source(
         config.data.source,
-        image_size=size if isinstance(size, int) else tuple(size),
+        image_size=experiment.image_side(config),
         channels=config.data.channels,
+        on_error=config.data.on_error,
     )
     if config.data.num_classes not in (0, source.num_classes):
         raise ValueError(
@@ -275,21 +298,19 @@ def _report(step: int, row: dict[str, float], blurs: bool) -> None:
     log.say("\n".join(lines))
 
 
-def _device_batches(run: Run, start: int) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """Batches on the devices, the next one on its way while the last is used."""
+def _device_batches(run: Run, start: int) -> Iterator[pipeline.Batch]:
+    """Batches on the devices, the next ones on their way while one is used."""
+    config = run.experiment.config
     host = pipeline.batches(
         run.source,
-        seed=run.experiment.config.seed,
-        batch_size=run.experiment.config.train.batch_size,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
         start_step=start,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        num_workers=config.data.num_workers,
     )
-    ready: collections.deque = collections.deque()
-    for batch in host:
-        ready.append(mesh.put_batch(run.experiment.mesh, tuple(batch)))
-        if len(ready) == 2:
-            yield ready.popleft()
+    return pipeline.to_device(host, mesh.split(run.experiment.mesh))
 
 
 class Preview:
