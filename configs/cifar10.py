@@ -25,6 +25,7 @@ def get_config(system: str = "warm") -> ConfigDict:
     data.augment = "edm"  # "none", "flip" (left and right), or "edm": nine labels, told to the network
     data.augment_probability = 0.12  # of each kind of change, for "edm"
     data.on_error = "raise"  # or "skip": leave broken images out, and name them
+    data.allow_changed = False  # True: go on from a checkpoint with other images than it began with
     data.num_workers = 0  # processes that decode, for sets too large for memory
 
     process = config.process = ConfigDict()

@@ -26,7 +26,7 @@ from warm_jax.models import denoiser, unet
 # else.
 MODEL_KEYS = ("data.image_size", "data.channels", "data.num_classes", "data.augment", "model", "process")
 RUN_KEYS = (
-    *("seed", "data.source", "data.augment_probability", "data.label_dropout"),
+    *("seed", "data.augment_probability", "data.label_dropout"),
     *("train.batch_size", "train.accumulation", "train.ema_halflife_images"),
 )
 
@@ -223,6 +223,26 @@ def check_same(config: ConfigDict, workdir: pathlib.Path, keys: tuple[str, ...])
             f"the config does not fit the checkpoints in {workdir}: {'; '.join(differ)}. "
             "Give the old values (--config.KEY=VALUE), or another --workdir"
         )
+
+
+def check_same_data(source: Source, workdir: pathlib.Path, allow_changed: bool) -> None:
+    """Raises ValueError, with both fingerprints, where the images are not those that the workdir's run began with."""
+    path = workdir / "data.json"
+    if path.exists() and not allow_changed:
+        began = json.loads(path.read_text())
+        if began["fingerprint"] != source.fingerprint:
+            raise ValueError(
+                f"the images have changed since {workdir} was begun: {began['source']} ({began['images']} images) had "
+                f"fingerprint {began['fingerprint']}, {source.spec} ({len(source)}) has {source.fingerprint}. "
+                "Give the old images, another --workdir, or --config.data.allow_changed=True"
+            )
+
+
+def save_data(source: Source, workdir: pathlib.Path) -> None:
+    """Writes `data.json`: which images a run saw."""
+    seen = {"source": source.spec, "images": len(source), "fingerprint": source.fingerprint}
+    seen |= {"skipped": list(source.skipped)}
+    write_atomically(workdir / "data.json", json.dumps(seen, indent=2).encode() + b"\n")
 
 
 def load_spectrum(config: ConfigDict, workdir: pathlib.Path) -> np.ndarray | None:

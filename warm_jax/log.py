@@ -18,10 +18,30 @@ def say(text: str) -> None:
             print(text, flush=True)
 
 
+class _Lines:
+    """What a progress bar writes to where nobody watches, as lines."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            sys.stderr.write(text.strip() + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def progress(total: int, *, initial: int = 0, unit: str, doing: str) -> tqdm:
     """A progress bar with rate and time left, from the first process only; in a file, a line every ten seconds."""
-    hidden, interval = jax.process_index() != 0, 0.2 if sys.stderr.isatty() else 10
-    return tqdm(total=total, initial=initial, unit=unit, desc=doing, disable=hidden, mininterval=interval)
+    watched = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=initial,
+        unit=unit,
+        desc=doing,
+        disable=jax.process_index() != 0,
+        file=sys.stderr if watched else _Lines(),
+        mininterval=0.2 if watched else 10,
+        ncols=None if watched else 80,
+    )
 
 
 class Log:

@@ -238,6 +238,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
     experiment.check_writable(workdir)
     if any((workdir / "checkpoints").glob("[0-9]*")):
         experiment.check_same(config, workdir, experiment.MODEL_KEYS + experiment.RUN_KEYS)
+        experiment.check_same_data(source, workdir, config.data.allow_changed)
     spectrum = None
     if experiment.needs_spectrum(config):
         spectrum = experiment.load_spectrum(config, workdir)
@@ -368,6 +369,7 @@ def train(run: Run) -> int:
     )
     state = _restore(exp, checkpoints)
     experiment.save_config(exp.config, run.workdir)
+    experiment.save_data(run.source, run.workdir)
     step, preview = int(state.step), Preview(exp, run.workdir)
     metrics = log.Log(run.workdir, step)
     try:
