@@ -1,7 +1,10 @@
 """CIFAR-10 at 32×32, unconditional: the paper's main experiment, EDM's DDPM++ recipe with blur and noise at BNR 0.5.
 
-    python -m warm_jax.main --config=configs/cifar10.py --config.data.source=zip:cifar10-32x32.zip      # warm, BNR 0.5
-    python -m warm_jax.main --config=configs/cifar10.py:hot --config.data.source=zip:cifar10-32x32.zip  # EDM
+    curl -LO https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz
+    python -m warm_jax.main --config=configs/cifar10.py --mode=prepare \\
+        --images=cifar10:cifar-10-binary.tar.gz --out=data/cifar10-32x32.zip
+    python -m warm_jax.main --config=configs/cifar10.py        # warm, BNR 0.5
+    python -m warm_jax.main --config=configs/cifar10.py:hot    # EDM
 
 Published FID (50,000 samples, the best of three rounds, 35 evaluations): 1.85 at BNR 0.5 and 1.97 at BNR 0 (Hsueh
 et al., ICLR 2025), 2.01 / 2.57 / 11.97 at BNR 1 / 2 / 10. EDM's authors see 1.97 to 2.08 between seeds. Duration:
@@ -18,6 +21,11 @@ def get_config(system: str = "warm") -> ConfigDict:
 
     data = config.data = ConfigDict()
     data.source = "zip:data/cifar10-32x32.zip"
+    data.instructions = (  # shown where the source is missing
+        "curl -LO https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz && "
+        "python -m warm_jax.main --config=configs/cifar10.py --mode=prepare "
+        "--images=cifar10:cifar-10-binary.tar.gz --out=data/cifar10-32x32.zip"
+    )
     data.image_size = 32
     data.channels = 3
     data.num_classes = 0  # 10: class-conditional

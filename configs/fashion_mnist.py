@@ -18,6 +18,7 @@ def get_config(system: str = "warm") -> ConfigDict:
 
     data = config.data = ConfigDict()
     data.source = "bundled"
+    data.instructions = ""  # how to get the data, shown where the source is missing
     data.image_size = 28
     data.channels = 1
     data.num_classes = 10  # 0: ignore the classes

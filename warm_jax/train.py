@@ -220,16 +220,27 @@ class Run:
     workdir: pathlib.Path
 
 
+def _open_source(config: ConfigDict) -> sources.Source:
+    settings = config.data
+    try:
+        return sources.open_source(
+            settings.source,
+            image_size=experiment.image_side(config),
+            channels=settings.channels,
+            on_error=settings.on_error,
+        )
+    except FileNotFoundError as error:
+        how = (
+            f"To get it: {settings.instructions}" if settings.instructions else "Name another with --config.data.source"
+        )
+        raise FileNotFoundError(f"data.source {settings.source} is not there ({error}). {how}") from error
+
+
 def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
     """Opens the data, checks everything that can be checked, compiles nothing. ValueError or OSError for bad input."""
     experiment.build(config)
     experiment.check_batch(config, jax.device_count())
-    source = sources.open_source(
-        config.data.source,
-        image_size=experiment.image_side(config),
-        channels=config.data.channels,
-        on_error=config.data.on_error,
-    )
+    source = _open_source(config)
     if config.data.num_classes not in (0, source.num_classes):
         raise ValueError(
             f"data.num_classes is {config.data.num_classes}, {source.spec} has {source.num_classes} classes; "
