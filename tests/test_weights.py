@@ -71,6 +71,7 @@ def test_the_package_of_that_name_reads_and_writes_the_same(tmp_path):
         (by_hand({"w": ENTRY | {"shape": [-2, -3]}}, VALUES.tobytes()), "described"),
         (by_hand({"w": ENTRY | {"dtype": "F8_E4M3"}}, VALUES.tobytes()), "F8_E4M3"),
         (by_hand({"w": ENTRY | {"data_offsets": [24, 0]}}, VALUES.tobytes()), "needs 24 bytes"),
+        (by_hand({"__metadata__": [1]}, b""), "metadata are no strings"),
         (by_hand({"w": {"dtype": "F32"}}, VALUES.tobytes()), "unreadable"),
     ],
 )

@@ -102,10 +102,11 @@ def extract(
 
 def collect(batches: Iterable[Features]) -> Features:
     """All batches in one, for the scores that need every feature; ValueError if there is none."""
-    pools, logits = zip(*batches, strict=True) if (batches := list(batches)) else ((), ())
-    if not pools:
+    batches = list(batches)
+    if not batches:
         raise ValueError("no images")
-    return Features(np.concatenate(pools), None if logits[0] is None else np.concatenate(logits))
+    logits = None if batches[0].logits is None else np.concatenate([batch.logits for batch in batches])
+    return Features(np.concatenate([batch.pool for batch in batches]), logits)
 
 
 def accumulate(batches: Iterable[Features], dim: int) -> Statistics:

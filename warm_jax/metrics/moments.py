@@ -9,9 +9,10 @@ The naive Σ xxᵀ - n mmᵀ loses the digits that the difference of two nearly 
 """
 
 import dataclasses
+import io
 import os
-import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,17 @@ from jaxtyping import Float, Float64, Shaped
 # How images in [-1, 1] became bytes: EDM's rule, and that of published FIDs.
 UINT8_RULE = "trunc(clip(127.5 x + 128, 0, 255))"
 FILE_VERSION = 1
+# What numpy and zipfile raise on files that are cut, altered or something else.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,15 +121,15 @@ def write_npz(path: str | os.PathLike, **arrays: Shaped[np.ndarray, "..."]) -> N
     """An npz that is there whole or not at all: written beside `path`, then renamed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-        try:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
             np.savez(file, **arrays)
             file.flush()
             os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def provenance_arrays(provenance: Provenance) -> dict[str, np.ndarray]:
@@ -135,10 +147,11 @@ def read_provenance(arrays: dict[str, np.ndarray]) -> Provenance:
 
 def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """All arrays of an npz, pickled ones refused; ValueError for a file that is damaged or no npz."""
+    data = io.BytesIO(Path(path).read_bytes())
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(data, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (zipfile.BadZipFile, EOFError, AttributeError, ValueError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{path} is not a readable npz file: {error}") from error
 
 

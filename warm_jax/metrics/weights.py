@@ -85,6 +85,8 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], di
         entries = {n: (e["dtype"], e["shape"], e["data_offsets"]) for n, e in header.items()}
     except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{path} has an unreadable safetensors header: {error!r}") from None
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError(f"{path} has an unreadable safetensors header: its metadata are no strings")
     body, arrays = memoryview(data)[8 + length :], {}
     for name, (dtype, shape, offsets) in entries.items():
         whole = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
