@@ -1,0 +1,450 @@
+"""Evaluation: scores of samples, or of any images, against a reference, and the statistics files they are compared with.
+
+Images are drawn, or read, in shards; the features of a finished shard stay on disk, so an evaluation that was cut off goes on
+where it stopped and ends with the same numbers. A score's name carries its count (`fid50k`), and its row in
+`results.jsonl` says everything that it depends on.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import pathlib
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from warm_jax import experiment, generate, log, mesh, preemption
+from warm_jax.data import sources
+from warm_jax.metrics import efficientnet, extract, fashion, frechet, inception, moments, pth, scores, weights
+
+METRICS = ("fd", "kid", "is", "pr", "swd", "lsd")
+SHARD = 1000  # images whose features are kept in one file
+PIXEL_IMAGES = 5000  # at most so many images, the first ones, are compared pixel by pixel (swd)
+FEATURE_IMAGES = 10_000  # at most so many reference features are kept for kid and pr; fd takes all images
+PAPER_COUNT, PAPER_ROUNDS = 50_000, 3
+_WATCH_SECONDS = 15
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What `prepare` checked and `evaluate` needs. `sampling` is None where images are read from `images`."""
+
+    config: ConfigDict
+    workdir: pathlib.Path
+    extractor: extract.Extractor
+    images: sources.Source | None
+    sampling: generate.Run | None
+    rounds: int
+    watch: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What samples are compared with; `features`, `pixels` and `power` are None where a file has only moments."""
+
+    name: str
+    moments: moments.Moments
+    provenance: moments.Provenance
+    features: np.ndarray | None
+    pixels: np.ndarray | None
+    power: np.ndarray | None
+
+
+def load_extractor(config: ConfigDict) -> extract.Extractor:
+    """The network that `eval.extractor` names. OSError or ValueError where its weights are missing or wrong."""
+    loaders = {
+        "inception": lambda: inception.load(config.eval.inception),
+        "fashion_cnn": fashion.load,
+        "efficientnet": efficientnet.load,
+    }
+    if config.eval.extractor not in loaders:
+        raise ValueError(f"eval.extractor is {config.eval.extractor!r}; choose one of {', '.join(loaders)}")
+    return loaders[config.eval.extractor]()
+
+
+def _open_images(config: ConfigDict, spec: str, remedy: str) -> sources.Source:
+    try:
+        return sources.open_source(
+            spec, image_size=experiment.image_side(config), channels=config.data.channels, on_error=config.data.on_error
+        )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{spec} is not there ({error}); {remedy}") from error
+
+
+def _chunks(source: sources.Source, first: int, count: int, size: int = 256) -> Iterator[np.ndarray]:
+    for start in range(first, first + count, size):
+        yield source.read(np.arange(start, min(start + size, first + count)))[0]
+
+
+def _extract(run_extractor: extract.Extractor, chunks: Iterator[np.ndarray], batch_size: int) -> Iterator[extract.Features]:
+    devices = mesh.make_mesh()
+    return extract.extract(run_extractor, chunks, -(-batch_size // devices.size) * devices.size, mesh.split(devices))
+
+
+# ── The reference ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _measure_reference(config: ConfigDict, source: sources.Source, extractor: extract.Extractor) -> Reference:
+    """One pass over all images of the source: moments streamed, the first features and pixels kept."""
+    statistics, kept, have = moments.Statistics.empty(extractor.dim), [], 0
+    bar = log.progress(len(source), unit="image", doing="reference")
+    for features in _extract(extractor, _chunks(source, 0, len(source)), config.eval.batch_size):
+        statistics = statistics.update(features.pool)
+        if have < FEATURE_IMAGES:
+            kept.append(features.pool[: FEATURE_IMAGES - have])
+            have += len(kept[-1])
+        bar.update(len(features.pool))
+    bar.close()
+    pixels = np.concatenate(list(_chunks(source, 0, min(PIXEL_IMAGES, len(source)))))
+    provenance = extractor.provenance(source.image_shape, source.fingerprint)
+    return Reference(
+        source.spec, statistics.finalize(), provenance, np.concatenate(kept), pixels, scores.radial_power(pixels)
+    )
+
+
+def _save_reference(path: pathlib.Path, reference: Reference) -> None:
+    moments.write_npz(
+        path,
+        version=np.asarray(moments.FILE_VERSION),
+        mean=reference.moments.mean,
+        covariance=reference.moments.covariance,
+        count=np.asarray(reference.moments.count),
+        name=np.asarray(reference.name),
+        features=reference.features,
+        pixels=reference.pixels,
+        power=reference.power,
+        **moments.provenance_arrays(reference.provenance),
+    )
+
+
+def load_reference(path: pathlib.Path) -> Reference:
+    """A statistics file of `stats`, or a foreign one with `mu` and `sigma`. ValueError where it is damaged."""
+    found, provenance = moments.load(path)
+    arrays = moments.read_npz(path)
+    kept = (arrays.get(name) for name in ("features", "pixels", "power"))
+    return Reference(str(arrays.get("name", path)), found, provenance, *kept)
+
+
+def _reference(run: Run) -> Reference:
+    """The reference that the config names, measured once in a workdir."""
+    settings = run.config.eval
+    expected = run.extractor.provenance((*experiment.image_side(run.config), run.config.data.channels))
+    if settings.reference.endswith(".npz"):
+        reference = load_reference(pathlib.Path(settings.reference))
+    else:
+        source = _open_images(run.config, settings.reference or run.config.data.source, "name one with eval.reference")
+        digest = hashlib.sha256(f"{source.fingerprint} {run.extractor.hash}".encode()).hexdigest()[:12]
+        path = run.workdir / "evaluations" / f"reference-{digest}.npz"
+        if not path.exists():
+            _save_reference(path, _measure_reference(run.config, source, run.extractor))
+        reference = load_reference(path)
+    expected.require_same(reference.provenance)
+    return reference
+
+
+# ── Shards ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Images:
+    """The images to judge, by number: samples by seed, or those of a source; with what to say of them in a result."""
+
+    def __init__(self, run: Run, step: int = -1):
+        self.facts: dict[str, object]
+        if run.sampling is None:
+            self._source, self.facts = run.images, {"images": run.images.spec, "data_hash": run.images.fingerprint}
+            self.key = {"images": run.images.fingerprint}
+            return
+        self._source, sampling = None, dataclasses.replace(run.sampling, step=step)
+        step, self._ema = generate.load_ema(sampling)
+        self._sampler = generate.Sampler(sampling.experiment)
+        settings = run.config.sample
+        self.key = generate.made_with(sampling, step)
+        self.facts = {
+            "images": "samples",
+            "checkpoint_step": step,
+            "solver": settings.solver,
+            "steps": settings.steps,
+            "bnr": run.config.process.bnr if run.config.process.schedule == "constant" else run.config.process.schedule,
+        }
+        self._label = -1 if settings.class_label is None else settings.class_label
+
+    def chunks(self, first: int, count: int) -> Iterator[np.ndarray]:
+        if self._source is not None:
+            yield from _chunks(self._source, first, count)
+            return
+        size = self._sampler.batch_size
+        for start in range(first, first + count, size):
+            seeds = np.arange(start, min(start + size, first + count))
+            samples = self._sampler(self._ema, seeds, np.full(len(seeds), self._label))
+            self.facts["nfe"] = samples.nfe
+            yield samples.images
+
+
+def _folder(run: Run, images: _Images) -> pathlib.Path:
+    key = json.dumps({**images.key, "extractor": run.extractor.hash}, sort_keys=True)
+    return run.workdir / "evaluations" / hashlib.sha256(key.encode()).hexdigest()[:12]
+
+
+def _shard(run: Run, images: _Images, path: pathlib.Path, first: int, count: int, keep: int) -> dict[str, np.ndarray]:
+    """Features, the first `keep` images and the NFE of one shard: from its file if that is whole, else made and kept."""
+    provenance = run.extractor.provenance((*experiment.image_side(run.config), run.config.data.channels))
+    if path.exists():
+        try:
+            arrays = moments.read_npz(path)
+            provenance.require_same(moments.read_provenance(arrays), ("this evaluation", str(path)))
+            if len(arrays["pool"]) == count and len(arrays["pixels"]) >= keep:
+                return arrays
+        except (ValueError, KeyError) as error:
+            log.say(f"{path} is damaged ({error}); made again")
+    pixels: list[np.ndarray] = []
+
+    def watched() -> Iterator[np.ndarray]:
+        for chunk in images.chunks(first, count):
+            pixels.append(chunk[: max(0, keep - sum(map(len, pixels)))])
+            yield chunk
+
+    features = extract.collect(_extract(run.extractor, watched(), run.config.eval.batch_size))
+    logits = {} if features.logits is None else {"logits": features.logits}
+    arrays = {"pool": features.pool, "pixels": np.concatenate(pixels), **logits}
+    arrays["nfe"] = np.asarray(images.facts.get("nfe", 0))
+    moments.write_npz(path, **arrays, **moments.provenance_arrays(provenance))
+    return arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """All that the scores need of the images."""
+
+    statistics: moments.Statistics
+    pool: np.ndarray
+    logits: np.ndarray | None
+    pixels: np.ndarray
+
+
+def _judge(run: Run, images: _Images, first: int, count: int) -> Judged | None:
+    """All shards of a range, in order; None where a signal came first."""
+    folder = _folder(run, images)
+    statistics, pools, logits, pixels = moments.Statistics.empty(run.extractor.dim), [], [], []
+    bar = log.progress(count, unit="image", doing="evaluating")
+    for start in range(first, first + count, SHARD):
+        if preemption.requested():
+            bar.close()
+            return None
+        size = min(SHARD, first + count - start)
+        keep = min(size, max(0, PIXEL_IMAGES - (start - first)))
+        arrays = _shard(run, images, folder / f"{start:08d}-{size}.npz", start, size, keep)
+        if int(arrays["nfe"]):
+            images.facts["nfe"] = int(arrays["nfe"])
+        statistics = statistics.update(arrays["pool"])
+        if sum(map(len, pools)) < FEATURE_IMAGES:
+            pools.append(arrays["pool"])
+        if "is" in run.config.eval.metrics:
+            logits.append(arrays["logits"])
+        pixels.append(arrays["pixels"][:keep])
+        bar.update(size)
+    bar.close()
+    return Judged(
+        statistics, np.concatenate(pools), np.concatenate(logits) if logits else None, np.concatenate(pixels)
+    )
+
+
+# ── Scores ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _scores(run: Run, reference: Reference, judged: Judged) -> tuple[dict[str, float], list[str]]:
+    """The named scores that the config asks for, and sentences to stand beside them."""
+    name, found = run.extractor.name, judged.statistics.finalize()
+    count, result = found.count, {}
+    said = frechet.cautions(found, reference.moments)
+    for metric in run.config.eval.metrics:
+        if metric in ("kid", "pr") and reference.features is None or metric in ("swd", "lsd") and reference.pixels is None:
+            said.append(f"{metric} needs the reference's images: make it with --mode=stats, or name a source")
+        elif metric == "fd":
+            result[frechet.score_name("fid", name, count)] = frechet.frechet_distance(found, reference.moments)
+        elif metric == "kid":
+            size = min(1000, len(judged.pool), len(reference.features))
+            estimate = scores.kid(judged.pool, reference.features, subset_size=size)
+            key = frechet.score_name("kid", name, len(judged.pool))
+            result |= {key: estimate.value, f"{key}_std": estimate.std}
+        elif metric == "is":
+            estimate = scores.inception_score(judged.logits)
+            key = frechet.score_name("is", name, count)
+            result |= {key: estimate.value, f"{key}_std": estimate.std}
+        elif metric == "pr":
+            pair = scores.precision_recall(judged.pool, reference.features)
+            for key, value in zip(("precision", "recall"), pair, strict=True):
+                result[frechet.score_name(key, name, len(judged.pool))] = value
+        elif metric == "swd":
+            pair = (x.astype(np.float32) for x in (judged.pixels, reference.pixels))
+            result[frechet.score_name("swd", "pixels", len(judged.pixels))] = scores.sliced_wasserstein(*pair)
+        elif metric == "lsd":
+            power = scores.radial_power(judged.pixels)
+            key = frechet.score_name("lsd_db", "pixels", len(judged.pixels))
+            result[key] = scores.log_spectral_distance(power, reference.power)
+    return result, said
+
+
+def _line(row: dict[str, object], names: list[str]) -> str:
+    values = "  ".join(f"{name} {row[name]:.4g}" for name in names if not name.endswith("_std"))
+    how = "  ".join(f"{k} {row[k]}" for k in ("checkpoint_step", "nfe", "solver", "steps", "bnr") if k in row)
+    return f"{values}  | {row['images']} {row['numbers']}  {how}  | against {row['reference']}, {row['extractor']}"
+
+
+def _append(run: Run, row: dict[str, object]) -> None:
+    if jax.process_index() == 0:
+        with (run.workdir / "results.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _one_round(run: Run, reference: Reference, images: _Images, first: int, count: int) -> dict[str, float] | None:
+    """Scores of one range of images, written as a row; None where a signal came first."""
+    judged = _judge(run, images, first, count)
+    if judged is None:
+        return None
+    result, said = _scores(run, reference, judged)
+    row = {
+        **result,
+        "count": count,
+        "numbers": f"{first}-{first + count - 1}",
+        **images.facts,
+        "reference": reference.name,
+        "reference_count": reference.moments.count,
+        "extractor": run.extractor.name,
+        "extractor_hash": run.extractor.hash,
+        "uint8_rule": moments.UINT8_RULE,
+        "cautions": said,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    _append(run, row)
+    log.say("\n".join([_line(row, list(result)), *(f"    note: {sentence}" for sentence in said)]))
+    return result
+
+
+def _all_rounds(run: Run, reference: Reference, images: _Images) -> bool:
+    """Every round, and their summary where there are several; False where a signal came first."""
+    settings, found = run.config.eval, []
+    for number in range(run.rounds):
+        result = _one_round(run, reference, images, settings.first + number * settings.count, settings.count)
+        if result is None:
+            return False
+        found.append(result)
+    if run.rounds > 1:
+        names = [name for name in found[0] if not name.endswith("_std")]
+        summary = {"protocol": "paper", "rounds": run.rounds, **images.facts}
+        for name in names:
+            values = [result[name] for result in found]
+            summary |= {f"{name}_min": min(values), f"{name}_mean": float(np.mean(values))}
+            summary[f"{name}_std_of_rounds"] = float(np.std(values, ddof=1))
+        _append(run, summary)
+        log.say(
+            "\n".join(
+                f"{n}: minimum of {run.rounds} rounds {summary[f'{n}_min']:.4g}, "
+                f"mean {summary[f'{n}_mean']:.4g} ± {summary[f'{n}_std_of_rounds']:.2g}"
+                for n in names
+            )
+        )
+    return True
+
+
+# ── The programs ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _check(config: ConfigDict, extractor: extract.Extractor) -> None:
+    settings = config.eval
+    for key, least in {"count": 2, "batch_size": 1, "first": 0}.items():
+        if settings[key] < least:
+            raise ValueError(f"eval.{key} is {settings[key]}; it must be at least {least}")
+    unknown = [metric for metric in settings.metrics if metric not in METRICS]
+    if unknown or not settings.metrics:
+        raise ValueError(f"eval.metrics is {tuple(settings.metrics)}; choose some of {', '.join(METRICS)}")
+    if "is" in settings.metrics and extractor.name != frechet.INCEPTION:
+        raise ValueError(f"the Inception Score needs eval.extractor=inception, not {extractor.name}")
+    shape = (1, *experiment.image_side(config), config.data.channels)
+    jax.eval_shape(extractor.apply, extractor.params, jax.ShapeDtypeStruct(shape, np.uint8))  # or it says what it takes
+
+
+def prepare(
+    config: ConfigDict, workdir: pathlib.Path, images: str, step: int, protocol: str, watch: bool
+) -> Run:
+    """Checks everything that can be checked. ValueError or OSError for bad input.
+
+    `images` is a source to judge in place of samples; `step` a checkpoint's, -1 the latest's.
+    """
+    rounds = PAPER_ROUNDS if protocol == "paper" else 1
+    if protocol == "paper":
+        with config.unlocked():
+            config.eval.count = PAPER_COUNT
+    extractor = load_extractor(config)
+    _check(config, extractor)
+    source = sampling = None
+    if images:
+        source = _open_images(config, images, "name another with --images")
+        wanted = config.eval.first + rounds * config.eval.count
+        if len(source) < wanted:
+            raise ValueError(
+                f"{images} has {len(source)} images, this evaluation needs {wanted} (eval.first + eval.count × "
+                f"{rounds} round(s)); lower --config.eval.count, and the score's name will say so"
+            )
+    else:
+        sampling = generate.prepare(config, workdir, "0", "", step)
+    experiment.check_writable(workdir / "evaluations")
+    return Run(config, workdir, extractor, source, sampling, rounds, watch)
+
+
+def evaluate(run: Run) -> int:
+    """Scores a checkpoint, or a source, or with `watch` each checkpoint as it comes. Returns the exit status."""
+    preemption.install()
+    reference = _reference(run)
+    log.say(f"reference: {reference.name}, {reference.moments.count or 'unknown count of'} images")
+    if not run.watch:
+        step = run.sampling.step if run.sampling else -1
+        if _all_rounds(run, reference, _Images(run, step)):
+            return 0
+    else:
+        done: set[int] = set()
+        while not preemption.requested():
+            steps = [s for s in generate.checkpoint_steps(run.workdir) if s not in done]
+            for step in sorted(steps):
+                if not _all_rounds(run, reference, _Images(run, step)):
+                    break
+                done.add(step)
+            if done and max(done) >= run.config.train.steps:
+                return 0
+            _wait(_WATCH_SECONDS)
+    log.say(f"{preemption.requested()}: finished shards are kept; the same command goes on from there")
+    return preemption.EXIT_AGAIN
+
+
+def _wait(seconds: float) -> None:
+    """Sleeps, but wakes for a signal."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not preemption.requested():
+        time.sleep(min(0.2, max(0.0, until - time.monotonic())))
+
+
+def statistics(config: ConfigDict, images: str, out: str) -> int:
+    """Writes the statistics file `out` (.npz) of the source `images`. Returns the exit status."""
+    if not out.endswith(".npz"):
+        raise ValueError(f"--out={out or '(missing)'}: a statistics file is an .npz")
+    path = pathlib.Path(out)
+    extractor = load_extractor(config)
+    source = _open_images(config, images or config.data.source, "name another with --images")
+    experiment.check_writable(path.parent)
+    _save_reference(path, _measure_reference(config, source, extractor))
+    log.say(f"{out}: {len(source)} images of {source.spec}, {extractor.name} {extractor.hash[:12]}")
+    return 0
+
+
+def convert_inception(source: str, out: str) -> int:
+    """Converts the published Inception weights (.pth) to a .safetensors of ours. Returns the exit status."""
+    if not out.endswith(".safetensors"):
+        raise ValueError(f"--out={out or '(missing)'}: the converted weights are a .safetensors")
+    experiment.check_writable(pathlib.Path(out).parent)
+    digest = weights.require_file(source, inception.SHA256_PREFIX, inception.INSTRUCTIONS)
+    inception.save(out, inception.convert(pth.read_torch(source)), digest)
+    log.say(f"{out}: Inception-v3 of 2015-12-05, from a file of sha256 {digest}")
+    return 0
