@@ -89,6 +89,11 @@ class Arrays:
         return self.images[index], int(self.labels[index])
 
 
+def reason(error: Exception) -> str:
+    """What a library complained of, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
 def from_arrays(spec: str, images: np.ndarray, labels: np.ndarray | None = None) -> Arrays:
     """A source of images uint8 `[n, H, W]` or `[n, H, W, C]`, and one class ≥ 0 an image (or no labels at all)."""
     if images.ndim == 3:

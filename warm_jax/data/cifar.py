@@ -46,7 +46,7 @@ def _archive(path: pathlib.Path, names: list[str]) -> list[bytes]:
                     if name in names and member.isfile() and member.size <= _MAX_BYTES:
                         found[name] = archive.extractfile(member).read()
         except Exception as error:  # TarError, EOFError, zlib.error, BadGzipFile, …
-            reason = f"{type(error).__name__}: {error}"
+            reason = arrays.reason(error)
             raise ValueError(f"{path}: not a readable tar archive ({reason}); get it again") from error
     if missing := [name for name in names if name not in found]:
         raise ValueError(f"{path}: has no {missing[0]}; it must be cifar-10-binary.tar.gz, not the Python version")

@@ -113,7 +113,7 @@ def _archive(path: pathlib.Path, stamp: tuple[int, int], process: int) -> zipfil
         return zipfile.ZipFile(stream)
     except Exception as error:  # BadZipFile, struct.error, ValueError, OSError, …, by what is broken
         stream.close()
-        raise ValueError(f"{path}: not a readable zip ({type(error).__name__}: {error}); get it again") from error
+        raise ValueError(f"{path}: not a readable zip ({arrays.reason(error)}); get it again") from error
 
 
 def _read(archive: zipfile.ZipFile, name: str, path: pathlib.Path) -> bytes:
@@ -125,7 +125,7 @@ def _read(archive: zipfile.ZipFile, name: str, path: pathlib.Path) -> bytes:
     try:
         return archive.read(entry)  # never more than file_size bytes; checks the CRC
     except Exception as error:  # BadZipFile, zlib.error, EOFError, RuntimeError (encrypted), NotImplementedError, …
-        raise ValueError(f"{path}: {name} cannot be read ({type(error).__name__}: {error}); replace it") from error
+        raise ValueError(f"{path}: {name} cannot be read ({arrays.reason(error)}); replace it") from error
 
 
 def _labels(text: bytes | None, names: list[str], path: str) -> tuple[np.ndarray, int]:
@@ -138,7 +138,7 @@ def _labels(text: bytes | None, names: list[str], path: str) -> tuple[np.ndarray
         labels = None if pairs is None else dict(pairs)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(
-            f"{path}: {_LABELS} is not {{'labels': [[name, class], …]}} ({type(error).__name__}: {error})"
+            f"{path}: {_LABELS} is not {{'labels': [[name, class], …]}} ({arrays.reason(error)})"
         ) from error
     if labels is None:
         return arrays.check_labels(path, None, len(names))

@@ -51,7 +51,7 @@ def parse(content: bytes, name: str) -> np.ndarray:
                 f"{name}: {list(shape)} needs {size} bytes of data, the file has {had}; get the file again"
             )
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{name}: broken gzip ({error}); get the file again") from error
+        raise ValueError(f"{name}: broken gzip ({arrays.reason(error)}); get the file again") from error
     return np.frombuffer(bytes(data), np.uint8).reshape(shape)
 
 

@@ -18,7 +18,9 @@ import warnings
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from warm_jax.data import arrays
 
 MAX_PIXELS = 1 << 26
 MAX_BYTES = 1 << 29
@@ -43,7 +45,7 @@ def open_picture(content: bytes | np.ndarray, name: str) -> Image.Image:
                 picture.load()
     except Exception as error:  # on broken files Pillow raises OSError, SyntaxError, ValueError, struct.error, …
         raise ValueError(
-            f"{name}: not a readable PNG, JPEG or WebP ({_one_line(error)}); replace it or leave it out"
+            f"{name}: not a readable PNG, JPEG or WebP ({_reason(error)}); replace it or leave it out"
         ) from error
     if size[0] * size[1] > MAX_PIXELS:
         raise ValueError(f"{name}: {size[0]}×{size[1]} pixels, the limit is {MAX_PIXELS} in all; make it smaller")
@@ -80,7 +82,7 @@ def convert(content: bytes | np.ndarray, name: str, channels: int | None) -> Ima
         try:
             picture = ImageOps.exif_transpose(picture)
         except Exception as error:  # broken EXIF: struct.error, SyntaxError, …
-            raise ValueError(f"{name}: broken EXIF ({_one_line(error)}); replace it or leave it out") from error
+            raise ValueError(f"{name}: broken EXIF ({arrays.reason(error)}); replace it or leave it out") from error
     if picture.mode in ("I;16", "I;16B", "I;16L"):
         picture = Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
     if picture.mode in ("I", "F"):
@@ -107,5 +109,6 @@ def _is_deep_png(content: bytes) -> bool:
     return content[:8] == b"\x89PNG\r\n\x1a\n" and content[24:25] == b"\x10"
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+def _reason(error: Exception) -> str:
+    # Pillow's text for this one names an object in memory.
+    return "its beginning is of no such file" if isinstance(error, UnidentifiedImageError) else arrays.reason(error)

@@ -12,6 +12,8 @@ import pathlib
 
 import numpy as np
 
+from warm_jax.data import arrays
+
 VERSION = 1
 
 
@@ -71,9 +73,7 @@ def read(path: pathlib.Path) -> Manifest | None:
         if manifest.total != content["total"]:
             raise ValueError(f"its total is {content['total']}, its files make {manifest.total}")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(
-            f"{file}: broken manifest ({type(error).__name__}: {error}); prepare the data again"
-        ) from error
+        raise ValueError(f"{file}: broken manifest ({arrays.reason(error)}); prepare the data again") from error
     return manifest
 
 

@@ -19,7 +19,7 @@ def open_npz(path: pathlib.Path) -> arrays.Arrays:
             archive = zipfile.ZipFile(stream)
             stored = {name.removesuffix(".npy"): archive.getinfo(name) for name in archive.namelist()}
         except Exception as error:  # BadZipFile, struct.error, ValueError, OSError, …, by what is broken
-            raise ValueError(f"{path}: not a readable .npz ({type(error).__name__}: {error}); get it again") from error
+            raise ValueError(f"{path}: not a readable .npz ({arrays.reason(error)}); get it again") from error
         images = next((stored[k] for k in _IMAGES if k in stored), None)
         labels = next((stored[k] for k in _LABELS if k in stored), None)
         if images is None:
@@ -46,5 +46,4 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: pathlib.Path)
                 raise ValueError(f"{dtype}{list(shape)} does not fit its {entry.file_size} bytes")
             return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
     except Exception as error:  # BadZipFile, zlib.error, EOFError, SyntaxError, TypeError, … on broken files
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ValueError(f"{path}: {entry.filename} cannot be read ({reason}); make it again") from error
+        raise ValueError(f"{path}: {entry.filename} cannot be read ({arrays.reason(error)}); make it again") from error

@@ -17,7 +17,8 @@ import numpy as np
 from warm_jax.data import arrays, manifest
 
 
-def _package(name: str, spec: str, extra: str) -> types.ModuleType:
+def import_package(name: str, spec: str, extra: str) -> types.ModuleType:
+    """An optional package; ValueError that names the extra where it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -52,17 +53,20 @@ class Lmdb:
 
 @functools.lru_cache(maxsize=16)
 def _environment(path: pathlib.Path, process: int):
-    lmdb = _package("lmdb", f"lmdb:{path}", "lmdb")
+    lmdb = import_package("lmdb", f"lmdb:{path}", "lmdb")
     try:
         return lmdb.open(str(path), readonly=True, lock=False, readahead=False, meminit=False, subdir=path.is_dir())
     except lmdb.Error as error:
-        raise ValueError(f"{path}: not a readable LMDB ({error}); name the folder that holds data.mdb") from error
+        raise ValueError(
+            f"{path}: not a readable LMDB ({arrays.reason(error)}); name the folder that holds data.mdb"
+        ) from error
 
 
 def open_lmdb(path: pathlib.Path) -> Lmdb:
     """An LMDB folder (or data file). Its fingerprint is of the keys and of the values' sizes."""
     _environment.cache_clear()  # a database written again since is another one
-    path.stat()
+    import_package("lmdb", f"lmdb:{path}", "lmdb")
+    _check_lmdb_size(path)
     keys, digest, environment = [], hashlib.sha256(), _environment(path, os.getpid())
     try:
         with environment.begin(buffers=True) as transaction:
@@ -70,12 +74,23 @@ def open_lmdb(path: pathlib.Path) -> Lmdb:
                 keys.append(bytes(key))
                 digest.update(b"%d %b %d\n" % (len(key), keys[-1], len(value)))
     except Exception as error:  # lmdb.Error and its kin; lmdb is imported only when it is there
-        raise ValueError(f"{path}: broken LMDB ({error}); get it again") from error
+        raise ValueError(f"{path}: broken LMDB ({arrays.reason(error)}); get it again") from error
     if not keys:
         raise ValueError(f"{path}: no images; the path may name the wrong database")
     # numpy drops zero bytes at the end of a string
     packed = np.array(keys, object if any(k.endswith(b"\0") for k in keys) else None)
     return Lmdb(f"lmdb:{path}", path, packed, digest.hexdigest())
+
+
+def _check_lmdb_size(path: pathlib.Path) -> None:
+    # LMDB maps the file into memory: a page beyond its end would kill the process.
+    file = path / "data.mdb" if path.is_dir() else path
+    if path.stat() and not file.is_file():
+        raise ValueError(f"{path}: not a readable LMDB (there is no data.mdb); name the folder that holds it")
+    environment = _environment(path, os.getpid())
+    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    if file.stat().st_size < needed:
+        raise ValueError(f"{path}: broken LMDB ({file.stat().st_size} bytes of {needed}); get it again")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,25 +117,24 @@ class ArrayRecord:
         try:
             return reader[index], int(self.labels[index])
         except Exception as error:  # the C++ reader's own kinds
-            raise ValueError(f"{self.path}: record {index} cannot be read ({error}); get the file again") from error
+            raise ValueError(
+                f"{self.path}: record {index} cannot be read ({arrays.reason(error)}); get the file again"
+            ) from error
 
 
 @functools.lru_cache(maxsize=16)
 def _records(path: pathlib.Path, process: int):
-    module = _package("array_record.python.array_record_data_source", f"arrayrecord:{path}", "arrayrecord")
+    module = import_package("array_record.python.array_record_data_source", f"arrayrecord:{path}", "arrayrecord")
     try:
         return module.ArrayRecordDataSource([str(path)])
     except Exception as error:  # ValueError, RuntimeError, …, from C++
-        raise ValueError(f"{path}: not a readable ArrayRecord ({error}); get it again") from error
+        raise ValueError(f"{path}: not a readable ArrayRecord ({arrays.reason(error)}); get it again") from error
 
 
 def open_arrayrecord(path: pathlib.Path) -> ArrayRecord:
     """A file of encoded images. Its fingerprint is of the file, and of the classes."""
     _records.cache_clear()
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 24):
-            digest.update(chunk)
+    path.stat()
     count = len(_records(path, os.getpid()))
     if not count:
         raise ValueError(f"{path}: no images; the path may name the wrong file")
@@ -132,8 +146,16 @@ def open_arrayrecord(path: pathlib.Path) -> ArrayRecord:
         given = [label for _, label, _ in described.files]
         labels = None if arrays.NO_LABEL in given else np.array(given)
     labels, num_classes = arrays.check_labels(str(path), labels, count)
-    digest.update(labels.astype("<i4"))
-    return ArrayRecord(f"arrayrecord:{path}", path, names, labels, num_classes, digest.hexdigest())
+    return ArrayRecord(f"arrayrecord:{path}", path, names, labels, num_classes, hash_arrayrecord(path, labels))
+
+
+def hash_arrayrecord(path: pathlib.Path, labels: np.ndarray) -> str:
+    """The fingerprint of a file of records and their classes."""
+    digest = hashlib.sha256(labels.astype("<i4"))
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 24):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -161,13 +183,15 @@ class Tfds:
         try:
             example = _data_source(self.dataset, self.split, os.getpid())[index]
         except Exception as error:  # the C++ reader's and the decoder's own kinds
-            raise ValueError(f"{self.spec}: image {index} cannot be read ({error}); prepare it again") from error
+            raise ValueError(
+                f"{self.spec}: image {index} cannot be read ({arrays.reason(error)}); prepare it again"
+            ) from error
         return np.asarray(example[self.image]), int(example[self.label]) if self.label else arrays.NO_LABEL
 
 
 @functools.lru_cache(maxsize=16)
 def _data_source(name: str, split: str, process: int):
-    tfds = _package("tensorflow_datasets", f"tfds:{name}", "tfds")
+    tfds = import_package("tensorflow_datasets", f"tfds:{name}", "tfds")
     if "://" in name or name.startswith(("/", ".", "~")):
         return tfds.builder_from_directory(os.path.expanduser(name)).as_data_source(split=split)
     return tfds.data_source(name, split=split, download=False, builder_kwargs={"file_format": "array_record"})
@@ -177,8 +201,8 @@ def open_tfds(name: str) -> Tfds:
     """`NAME[@SPLIT]`, by default @train. Its fingerprint is of name, version, split, count and the shards' lengths."""
     spec, (name, _, split) = f"tfds:{name}", name.partition("@")
     split = split or "train"
-    _package("importlib_resources", spec, "tfds")  # tensorflow-datasets 4.9.10 needs it and does not say so
-    _package("tensorflow_datasets", spec, "tfds")
+    import_package("importlib_resources", spec, "tfds")  # tensorflow-datasets 4.9.10 needs it and does not say so
+    import_package("tensorflow_datasets", spec, "tfds")
     _data_source.cache_clear()
     try:
         source = _data_source(name, split, os.getpid())
@@ -186,7 +210,7 @@ def open_tfds(name: str) -> Tfds:
         count = len(source)
     except Exception as error:  # DatasetNotFoundError, AssertionError, ImportError of TensorFlow, …
         raise ValueError(
-            f"{spec}: not there as ArrayRecord ({' '.join(str(error).split())[:300]}); "
+            f"{spec}: not there as ArrayRecord ({arrays.reason(error)}); "
             f"make it once, where TensorFlow is: tfds build {name} --file_format=array_record"
         ) from error
     images = [k for k, f in features.items() if type(f).__name__ == "Image"]

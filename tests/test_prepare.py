@@ -1,0 +1,198 @@
+"""What `prepare` writes, compared with Pillow called directly, and with itself after interruptions."""
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from warm_jax import prepare
+from warm_jax.data import manifest
+from warm_jax.data.sources import open_source
+
+RANDOM = np.random.RandomState(0)
+
+
+def picture(height, width, seed=0):
+    """Smooth colour, so that a resize is not all aliasing."""
+    small = np.random.RandomState(seed).randint(0, 256, (5, 5, 3)).astype(np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encode(image, kind="PNG", **options):
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def write(path, pictures, labels=None):
+    contents = {f"{i:03d}.png": p if isinstance(p, bytes) else encode(p) for i, p in enumerate(pictures)}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+        if labels:
+            archive.writestr("dataset.json", json.dumps({"labels": list(zip(contents, labels, strict=True))}))
+    return f"zip:{path}"
+
+
+def run(spec, out, **options):
+    assert prepare.run(spec, str(out), progress=False, **options) == 0
+    return open_source(("zip:" if out.suffix == ".zip" else "arrayrecord:") + str(out))
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".arrayrecord"])
+def test_crop_and_resize_are_pillows(tmp_path, suffix):
+    sizes = [(40, 60), (61, 33), (16, 16), (8, 12)]
+    pictures = [picture(h, w, i) for i, (h, w) in enumerate(sizes)]
+    source = run(write(tmp_path / "in.zip", pictures, [2, 0, 1, 1]), tmp_path / f"out{suffix}", image_size=16)
+    pixels, labels = source.read(np.arange(4))
+    for found, image, (h, w) in zip(pixels, pictures, sizes, strict=True):
+        side = min(h, w)  # EDM's centre crop: rows (h - s)//2 … (h + s)//2
+        square = np.asarray(image)[(h - side) // 2 : (h + side) // 2, (w - side) // 2 : (w + side) // 2]
+        np.testing.assert_array_equal(
+            found, np.asarray(Image.fromarray(square).resize((16, 16), Image.Resampling.LANCZOS))
+        )
+    assert labels.tolist() == [2, 0, 1, 1] and source.num_classes == 3
+
+
+def test_edm_layout(tmp_path):
+    pixels = RANDOM.randint(0, 256, (1005, 2, 2, 3)).astype(np.uint8)
+    np.savez(tmp_path / "in.npz", images=pixels, labels=np.arange(1005) % 7)
+    run(f"npz:{tmp_path / 'in.npz'}", tmp_path / "out.zip")
+    with zipfile.ZipFile(tmp_path / "out.zip") as archive:  # as EDM's dataset_tool.py writes it
+        assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}
+        labels = dict(json.loads(archive.read("dataset.json"))["labels"])
+        assert len(labels) == 1005 and labels["00001/img00001004.png"] == 1004 % 7
+        for i in (0, 999, 1004):
+            image = Image.open(io.BytesIO(archive.read(f"{i // 1000:05d}/img{i:08d}.png")))
+            np.testing.assert_array_equal(np.asarray(image), pixels[i])
+
+
+def test_colour_conversions(tmp_path):
+    colour = picture(8, 8)
+    rgba = colour.copy()
+    rgba.putalpha(Image.fromarray(RANDOM.randint(0, 256, (8, 8)).astype(np.uint8)))
+    deep = RANDOM.randint(0, 65536, (8, 8)).astype(np.uint16)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was turned: show it rotated by 90° clockwise
+    spec = write(
+        tmp_path / "in.zip",
+        [colour, colour.convert("L"), rgba, Image.fromarray(deep), encode(colour, exif=turned), colour.convert("P")],
+    )
+    found = run(spec, tmp_path / "rgb.zip", channels=3).read(np.arange(6))[0]
+    np.testing.assert_array_equal(found[0], colour)
+    np.testing.assert_array_equal(found[1], np.repeat(np.asarray(colour.convert("L"))[..., None], 3, axis=2))
+    pixels = np.asarray(rgba).astype(float)
+    over_white = pixels[..., :3] * pixels[..., 3:] / 255 + 255 - pixels[..., 3:]
+    np.testing.assert_allclose(found[2], over_white, atol=1)
+    np.testing.assert_array_equal(found[3], np.repeat(deep[..., None] // 256, 3, axis=2))
+    np.testing.assert_array_equal(found[4], np.rot90(np.asarray(colour), -1))
+    np.testing.assert_array_equal(found[5], colour.convert("P").convert("RGB"))
+    found = run(spec, tmp_path / "grey.zip", channels=1).read(np.arange(6))[0]
+    luma = np.asarray(colour).astype(float) @ [0.299, 0.587, 0.114]  # ITU-R 601
+    np.testing.assert_allclose(found[0][..., 0], luma, atol=1)
+
+
+def test_the_manifest_says_what_was_done(tmp_path):
+    spec = write(tmp_path / "in.zip", [picture(8, 8, i) for i in range(3)], [0, 1, 0])
+    for out in (tmp_path / "out.zip", tmp_path / "out.arrayrecord"):
+        source = run(spec, out, image_size=(4, 8), channels=3)
+        text = json.loads((tmp_path / f"{out.name}.manifest.json").read_text())
+        assert text["count"] == 3 and text["image_shape"] == [4, 8, 3] and text["skipped"] == []
+        assert text["settings"] == {
+            **{"source": spec, "source_fingerprint": open_source(spec).fingerprint, "image_size": [4, 8]},
+            **{"channels": 3, "crop": "center", "filter": "lanczos", "on_error": "raise"},
+        }
+        assert text["fingerprint"] == source.fingerprint
+        described = manifest.read(out)
+        pixels, labels = source.read(np.arange(3))
+        assert [digest for _, _, digest in described.files] == [manifest.hash_pixels(p) for p in pixels]
+        assert [label for _, label, _ in described.files] == labels.tolist() == [0, 1, 0]
+    assert manifest.read(tmp_path / "out.zip").total == described.total  # whatever the container
+    # A prepared file that changes afterwards is refused.
+    write(tmp_path / "out.zip", [picture(4, 8, 9)])
+    with pytest.raises(ValueError, match="changed since it was prepared"):
+        open_source(f"zip:{tmp_path / 'out.zip'}")
+    (tmp_path / "out.zip.manifest.json").write_text(json.dumps(text | {"total": "0"}))
+    with pytest.raises(ValueError, match="broken manifest"):
+        open_source(f"zip:{tmp_path / 'out.zip'}")
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".arrayrecord"])
+def test_interrupted_is_uninterrupted(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(prepare, "CHUNK", 4)
+    spec = write(tmp_path / "in.zip", [picture(8, 8, i) for i in range(18)], range(18))
+    run(spec, tmp_path / f"whole{suffix}", image_size=4, workers=1)
+    made, make = [], prepare._make
+
+    def interrupted(items, index, settings):
+        made.append(index)
+        if index == stop_at:
+            raise KeyboardInterrupt
+        return make(items, index, settings)
+
+    monkeypatch.setattr(prepare, "_make", interrupted)
+    for place in (2, 9, 13):
+        stop_at = place
+        with pytest.raises(KeyboardInterrupt):
+            run(spec, tmp_path / f"parts{suffix}", image_size=4, workers=2)
+        assert not (tmp_path / f"parts{suffix}").exists()
+    made.clear()
+    stop_at = None
+    run(spec, tmp_path / f"parts{suffix}", image_size=4, workers=3)
+    assert min(made) == 12  # chunks that were finished are not done again
+    one, other = tmp_path / f"whole{suffix}", tmp_path / f"parts{suffix}"
+    assert one.read_bytes() == other.read_bytes()
+    assert manifest.beside(one).read_bytes() == manifest.beside(other).read_bytes()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_again_and_otherwise(tmp_path, capsys, monkeypatch):
+    spec = write(tmp_path / "in.zip", [picture(8, 8, i) for i in range(3)])
+    run(spec, tmp_path / "out.zip", image_size=4)
+    run(spec, tmp_path / "out.zip", image_size=4)
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="of other settings"):
+        run(spec, tmp_path / "out.zip", image_size=8)
+    monkeypatch.setattr(prepare, "_assemble", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(spec, tmp_path / "other.zip", image_size=4)
+    with pytest.raises(ValueError, match=r"unfinished work of other settings \(image_size was \[4, 4\], is \[8, 8\]\)"):
+        run(spec, tmp_path / "other.zip", image_size=8)
+
+
+def test_broken_images(tmp_path, caplog):
+    pictures = [picture(8, 8, 0), b"<html>", picture(8, 8, 2), encode(picture(8, 8, 3))[:-50]]
+    spec = write(tmp_path / "in.zip", pictures, [0, 1, 2, 3])
+    with pytest.raises(ValueError, match=r"001.png: not a readable PNG.*on_error=skip"):
+        run(spec, tmp_path / "out.zip", image_size=4)
+    source = run(spec, tmp_path / "skip.zip", image_size=4, on_error="skip")
+    assert source.read(np.arange(2))[1].tolist() == [0, 2]
+    skipped = manifest.read(tmp_path / "skip.zip").skipped
+    assert len(skipped) == 2 and "001.png" in skipped[0] and "003.png" in skipped[1]
+    assert "skipped 2 of 4 images" in caplog.text
+    with pytest.raises(ValueError, match="none of its 1 images can be read"):
+        run(write(tmp_path / "none.zip", [b"x"]), tmp_path / "nothing.zip", on_error="skip")
+
+
+def test_mixed_sizes_and_wrong_arguments(tmp_path):
+    spec = write(tmp_path / "in.zip", [picture(8, 8), picture(8, 9)])
+    with pytest.raises(ValueError, match=r"001.png is 8×9×3, those before it are 8×8×3; give an image_size"):
+        run(spec, tmp_path / "out.zip")
+    with pytest.raises(ValueError, match=r"001.png: 8×9 is not of the proportions 4×4"):
+        run(spec, tmp_path / "none.zip", image_size=4, crop="none")
+    for options, message in [
+        ({"image_size": 0}, "must be a side"),
+        ({"image_size": (8, 5000)}, "must be a side"),
+        ({"channels": 2}, "channels is 2"),
+        ({"crop": "left"}, "crop is 'left'"),
+        ({"on_error": "ignore"}, "on_error is 'ignore'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            run(spec, tmp_path / "out.zip", **options)
+    with pytest.raises(ValueError, match=r"must end in .zip or .arrayrecord"):
+        run(spec, tmp_path / "out.tar")
+    with pytest.raises(FileNotFoundError, match="make it first"):
+        run(spec, tmp_path / "nowhere" / "out.zip")

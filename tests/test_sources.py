@@ -1,0 +1,375 @@
+"""Every source gives back the pixels that were written, by Pillow, numpy, lmdb or by hand; every bad file an error."""
+
+import io
+import json
+import pickle
+import struct
+import subprocess
+import sys
+import tarfile
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from warm_jax.data import arrays, images, manifest
+from warm_jax.data.sources import open_items, open_source
+
+RANDOM = np.random.RandomState(0)
+COLOUR = RANDOM.randint(0, 256, (6, 8, 10, 3)).astype(np.uint8)
+LABELS = [4, 0, 1, 1, 2, 0]
+
+
+def encode(pixels, kind="PNG", **options):
+    stream = io.BytesIO()
+    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    picture.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def names(count=6, extension="png"):
+    return [f"{i // 4:05d}/img{i:08d}.{extension}" for i in range(count)]
+
+
+def write_zip(path, contents, labels=None):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+        if labels is not None:
+            archive.writestr("dataset.json", labels if isinstance(labels, str) else json.dumps({"labels": labels}))
+    return f"zip:{path}"
+
+
+def write_folder(path, contents, labels=None):
+    for name, content in contents.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(content)
+    if labels is not None:
+        (path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    return f"folder:{path}"
+
+
+def pngs(pixels=COLOUR):
+    return dict(zip(names(len(pixels)), map(encode, pixels), strict=True))
+
+
+def one_line(caught):
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("write", [write_zip, write_folder])
+def test_edm_layout_round_trip(tmp_path, write):
+    pairs = list(zip(names(), LABELS, strict=True))
+    spec = write(tmp_path / "set", pngs() | {"notes.txt": b"not an image"}, pairs[::-1])
+    source = open_source(spec, image_size=(8, 10), channels=3)
+    pixels, labels = source.read(np.array([5, 0, 0]))
+    np.testing.assert_array_equal(pixels, COLOUR[[5, 0, 0]])
+    assert labels.tolist() == [0, 4, 4] and labels.dtype == np.int32
+    assert (len(source), source.image_shape, source.num_classes, source.spec) == (6, (8, 10, 3), 5, spec)
+    again = pickle.loads(pickle.dumps(source))  # what a worker process is sent
+    np.testing.assert_array_equal(again.read(np.arange(6))[0], COLOUR)
+
+
+@pytest.mark.parametrize("write", [write_zip, write_folder])
+def test_extensions_nesting_and_what_is_ignored(tmp_path, write):
+    contents = {
+        "b/deep/er/1.PNG": encode(COLOUR[0]),
+        "a.WebP": encode(COLOUR[1], "WEBP", lossless=True),
+        "c.JpEg": encode(np.full((8, 10, 3), 77, np.uint8), "JPEG"),
+        "__MACOSX/._a.png": b"\0\5\x16\7",
+        "b/.hidden.png": b"",
+        "readme.md": b"",
+    }
+    source = open_source(write(tmp_path / "set", contents))
+    pixels, labels = source.read(np.arange(3))
+    np.testing.assert_array_equal(pixels, [COLOUR[1], COLOUR[0], np.full((8, 10, 3), 77)])  # in the order of names
+    assert labels.tolist() == [-1] * 3 and source.num_classes == 0
+
+
+def test_npz_round_trip(tmp_path):
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "set.npz", images=np.asfortranarray(COLOUR), labels=np.array(LABELS))
+        pixels, labels = open_source(f"npz:{tmp_path / 'set.npz'}", channels=3).read(np.arange(6))
+        np.testing.assert_array_equal(pixels, COLOUR)
+        assert labels.tolist() == LABELS
+    np.savez(tmp_path / "grey.npz", COLOUR[..., 0])
+    pixels, labels = open_source(f"npz:{tmp_path / 'grey.npz'}").read(np.arange(6))
+    np.testing.assert_array_equal(pixels[..., 0], COLOUR[..., 0])
+    assert labels.tolist() == [-1] * 6
+
+
+def test_lmdb_round_trip(tmp_path):
+    lmdb = pytest.importorskip("lmdb")
+    environment = lmdb.open(str(tmp_path / "church"), map_size=1 << 20)
+    with environment, environment.begin(write=True) as transaction:
+        for i in (3, 1, 0, 2):
+            transaction.put(b"%040x" % i, encode(COLOUR[i], "WEBP", lossless=True))
+    source = open_source(f"lmdb:{tmp_path / 'church'}", image_size=(8, 10))
+    pixels, labels = pickle.loads(pickle.dumps(source)).read(np.array([2, 0, 3, 1]))
+    np.testing.assert_array_equal(pixels, COLOUR[[2, 0, 3, 1]])  # in the order of keys
+    assert labels.tolist() == [-1] * 4 and open_items(source.spec).name(2) == f"{2:040x}"
+
+
+def test_cifar10_round_trip(tmp_path):
+    pixels = RANDOM.randint(0, 256, (12, 32, 32, 3)).astype(np.uint8)
+    records = [bytes([i % 10]) + pixels[i].transpose(2, 0, 1).tobytes() for i in range(12)]
+    files = {f"data_batch_{i}.bin": records[2 * i - 2 : 2 * i] for i in range(1, 6)} | {"test_batch.bin": records[10:]}
+    with tarfile.open(tmp_path / "cifar-10-binary.tar.gz", "w:gz") as archive:
+        for name, parts in reversed(files.items()):
+            entry = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            entry.size = sum(map(len, parts))
+            archive.addfile(entry, io.BytesIO(b"".join(parts)))
+            (tmp_path / name).write_bytes(b"".join(parts))
+    for path in (tmp_path / "cifar-10-binary.tar.gz", tmp_path):
+        found, labels = open_source(f"cifar10:{path}", image_size=32, channels=3).read(np.arange(10))
+        np.testing.assert_array_equal(found, pixels[:10])
+        assert labels.tolist() == list(range(10))
+        np.testing.assert_array_equal(open_source(f"cifar10:{path}@test").read(np.arange(2))[0], pixels[10:])
+    (tmp_path / "test_batch.bin").write_bytes(records[0][:-1])
+    with pytest.raises(ValueError, match="not a multiple of 3073"):
+        open_source(f"cifar10:{tmp_path}@test")
+    with tarfile.open(tmp_path / "python.tar.gz", "w:gz"):
+        pass
+    with pytest.raises(ValueError, match=r"has no data_batch_1.bin; it must be cifar-10-binary"):
+        open_source(f"cifar10:{tmp_path / 'python.tar.gz'}")
+
+
+def test_arrayrecord_round_trip(tmp_path):
+    module = pytest.importorskip("array_record.python.array_record_module")
+    path = tmp_path / "set.arrayrecord"
+    writer = module.ArrayRecordWriter(str(path), "group_size:1")
+    for pixels in COLOUR:
+        writer.write(encode(pixels))
+    writer.close()
+    source = open_source(f"arrayrecord:{path}")
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(source)).read(np.array([4, 1]))[0], COLOUR[[4, 1]])
+    files = [(f"{i}.png", label, "") for i, label in enumerate(LABELS)]
+    manifest.write(path, manifest.Manifest({}, (8, 10, 3), files, [], source.fingerprint))
+    with pytest.raises(ValueError, match="changed since it was prepared"):  # the classes are part of what is hashed
+        open_source(f"arrayrecord:{path}")
+
+
+def test_tfds_round_trip():
+    tfds = pytest.importorskip("tensorflow_datasets")
+    with tfds.testing.mock_data(num_examples=5):
+        source = open_source("tfds:mnist", image_size=28, channels=1)
+        pixels, labels = source.read(np.array([3, 1]))
+        examples = tfds.data_source("mnist", split="train")
+        np.testing.assert_array_equal(pixels, np.stack([examples[i]["image"] for i in (3, 1)]))
+        assert labels.tolist() == [examples[i]["label"] for i in (3, 1)]
+        assert (len(source), source.num_classes) == (5, 10)
+        assert source.fingerprint != open_source("tfds:mnist@test").fingerprint
+    with pytest.raises(ValueError, match="tfds build no_such_set --file_format=array_record") as caught:
+        open_source("tfds:no_such_set")
+    one_line(caught)
+
+
+def test_nothing_imports_tensorflow(tmp_path):
+    spec = write_zip(tmp_path / "set.zip", pngs())
+    program = f"""
+import sys, numpy as np
+from warm_jax.data import augment, pipeline, sources
+next(pipeline.batches(sources.open_source({spec!r}), seed=0, batch_size=2, memory_limit=0))
+heavy = [m for m in ("tensorflow", "tensorflow_datasets", "torch", "lmdb", "matplotlib") if m in sys.modules]
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("package", ["lmdb", "tensorflow_datasets"])
+def test_a_missing_package_names_the_extra(tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    spec, extra = ("tfds:mnist", "tfds") if package != "lmdb" else (f"lmdb:{tmp_path}", "lmdb")
+    with pytest.raises(ValueError, match=rf"pip install 'warm_jax\[{extra}\]'") as caught:
+        open_source(spec)
+    one_line(caught)
+
+
+def grey(mode):
+    return Image.fromarray(COLOUR[0]).convert(mode)
+
+
+def deep_rgb():
+    # Pillow writes no 16-bit RGB: a PNG by hand, of one red pixel.
+    def chunk(name, data):
+        body = name + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    data = zlib.compress(b"\0" + struct.pack(">3H", 0xFFFF, 0x1234, 0))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def odd_images():
+    animated = io.BytesIO()
+    grey("L").save(animated, "PNG", save_all=True, append_images=[grey("L").rotate(180)])
+    wide = Image.new("1", (9000, 8000))
+    return {
+        "16-bit grey": (encode(Image.fromarray(np.arange(80, dtype=np.uint16).reshape(8, 10))), "more than 8 bits"),
+        "16-bit RGB": (deep_rgb(), "more than 8 bits"),
+        "CMYK": (encode(grey("CMYK"), "JPEG"), "colour mode CMYK"),
+        "alpha": (encode(grey("RGBA")), "transparency"),
+        "grey alpha": (encode(grey("LA")), "transparency"),
+        "transparent palette": (encode(grey("P"), transparency=0), "transparency"),
+        "animated": (animated.getvalue(), "animated"),
+        "bomb": (encode(wide), "9000×8000 pixels, the limit is"),
+        "empty": (b"", "not a readable PNG"),
+        "text": (b"<html>404</html>", "not a readable PNG"),
+        "gif": (encode(grey("P"), "GIF"), "not a readable PNG"),
+        "truncated": (encode(COLOUR[0])[:-60], "not a readable PNG"),
+        "truncated JPEG": (encode(COLOUR[0], "JPEG")[:-60], "not a readable PNG"),
+    }
+
+
+@pytest.mark.parametrize(("what", "write"), [(w, z) for w in odd_images() for z in (write_zip, write_folder)])
+def test_odd_images_are_named_or_skipped(tmp_path, caplog, what, write):
+    content, message = odd_images()[what]
+    contents = pngs() | {"00000/img00000002.png": content}
+    spec = write(tmp_path / "set", contents, list(zip(names(), LABELS, strict=True)))
+    source = open_source(spec)
+    with pytest.raises(ValueError, match=message) as caught:
+        source.read(np.arange(6))
+    assert "00000/img00000002.png" in one_line(caught)
+    source = open_source(spec, on_error="skip")
+    pixels, labels = source.read(np.arange(5))
+    np.testing.assert_array_equal(pixels, np.delete(COLOUR, 2, axis=0))
+    assert labels.tolist() == [4, 0, 1, 2, 0] and source.num_classes == 5
+    assert len(source.skipped) == 1 and "img00000002.png" in source.skipped[0]
+    assert "skipped 1 of 6 images" in caplog.text and "img00000002.png" in caplog.text
+
+
+def test_what_expands_without_loss_is_read(tmp_path):
+    palette = grey("P")
+    contents = {"1.png": encode(grey("1")), "2.png": encode(grey("L")), "3.png": encode(palette)}
+    items = open_items(write_zip(tmp_path / "a.zip", contents))
+    pixels = [images.decode(items.get(i)[0], "") for i in range(3)]
+    np.testing.assert_array_equal(pixels[0][..., 0], np.where(np.asarray(grey("1")), 255, 0))
+    np.testing.assert_array_equal(pixels[1][..., 0], np.asarray(grey("L")))
+    indices, colours = np.asarray(palette), np.array(palette.getpalette()).reshape(-1, 3)
+    np.testing.assert_array_equal(pixels[2], colours[indices])
+
+
+def test_sizes_and_channels_that_differ(tmp_path, caplog):
+    contents = pngs() | {"00001/img00000005.png": encode(COLOUR[5, :7])}
+    spec = write_zip(tmp_path / "mixed.zip", contents)
+    with pytest.raises(ValueError, match=r"img00000005.png: is 7×10 pixels, not 8×10 .*--mode=prepare"):
+        open_source(spec).read(np.arange(6))
+    assert open_source(spec, on_error="skip").image_shape == (8, 10, 3)
+    assert "7×10" in caplog.text
+    with pytest.raises(ValueError, match=r"is 8×10 pixels, not 32×32 .*--mode=prepare --images=zip:"):
+        open_source(spec, image_size=32)
+    with pytest.raises(ValueError, match=r"has 3 channels, not 1 .*--mode=prepare"):
+        open_source(spec, channels=1)
+    with pytest.raises(ValueError, match=r"none of its 6 images can be read"):
+        open_source(spec, channels=1, on_error="skip")
+    grey = write_zip(tmp_path / "grey.zip", pngs(COLOUR[..., 0]))
+    with pytest.raises(ValueError, match=r"has 1 channels, not 3 .*--mode=prepare"):
+        open_source(grey, channels=3)
+
+
+@pytest.mark.parametrize("name", ["../evil.png", "/etc/evil.png", "a/../../evil.png", "C:/evil.png", "..\\evil.png"])
+def test_a_path_outside_the_zip(tmp_path, name):
+    with pytest.raises(ValueError, match="a path outside the zip"):
+        open_source(write_zip(tmp_path / "evil.zip", pngs() | {name: encode(COLOUR[0])}))
+
+
+def test_a_zip_that_unpacks_to_too_much(tmp_path):
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("zeros.png", "w") as entry:
+        for _ in range(513):
+            entry.write(bytes(1 << 20))
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(ValueError, match=r"zeros.png unpacks to \d+ bytes, the limit is"):
+        open_source(f"zip:{path}")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ("[1, 2", "dataset.json is not"),
+        ("[1, 2]", "dataset.json is not"),
+        ('{"classes": []}', "dataset.json is not"),
+        ("[" * 100_000, "dataset.json is not"),
+        ([[n, "cat"] for n in names()], "must be an integer"),
+        ([[n, [0, 1]] for n in names()], "must be an integer"),
+        ([[n, -1] for n in names()], "labels run from -1"),
+        ([[n, 10**30] for n in names()], "beyond 64 bits"),
+        ([[n, 1] for n in names()[1:]], "no class for 1 of 6 images"),
+        ([[n, 1] for n in [*names(), "gone.png"]], "names 1 images that are not there, gone.png"),
+    ],
+)
+def test_labels_that_do_not_match(tmp_path, labels, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        open_source(write_zip(tmp_path / "set.zip", pngs(), labels))
+    one_line(caught)
+
+
+def test_empty_missing_and_unreadable(tmp_path):
+    for spec in (write_zip(tmp_path / "e.zip", {"notes.txt": b""}), write_folder(tmp_path / "e", {"notes.txt": b""})):
+        with pytest.raises(ValueError, match="no images"):
+            open_source(spec)
+    for kind in ("zip", "folder", "npz", "idx", "arrayrecord", "cifar10", "lmdb"):
+        with pytest.raises(FileNotFoundError):
+            open_source(f"{kind}:{tmp_path / 'nowhere'}")
+    with pytest.raises(ValueError, match="use folder:"):
+        open_source(f"zip:{tmp_path}")
+    with pytest.raises(ValueError, match="only tfds: reads from gs://"):
+        open_source("zip:gs://bucket/set.zip")
+    with pytest.raises(ValueError, match="not a readable LMDB"):
+        open_source(f"lmdb:{tmp_path}")
+
+
+def test_no_permission(tmp_path, monkeypatch):
+    spec = write_zip(tmp_path / "set.zip", pngs())
+
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied", str(tmp_path / "set.zip"))
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)  # a test that runs as root can read everything
+    with pytest.raises(PermissionError, match=r"set.zip"):
+        open_source(spec)
+
+
+def test_npz_errors(tmp_path):
+    path = tmp_path / "set.npz"
+    for content, message in [
+        ({"pictures": COLOUR}, "the images must be called images"),
+        ({"images": COLOUR.astype(np.float32)}, "they must be uint8"),
+        ({"images": COLOUR.transpose(0, 3, 1, 2)}, "they must be uint8"),
+        ({"images": COLOUR, "labels": np.zeros(5, int)}, "5 labels for 6 images"),
+        ({"images": COLOUR, "labels": np.zeros((6, 10), int)}, "one integer an image"),
+        ({"images": COLOUR[:0]}, "no images"),
+        ({"images": np.array([{}, 1], object)}, "never unpickled"),
+    ]:
+        np.savez(path, **content)
+        with pytest.raises(ValueError, match=message) as caught:
+            open_source(f"npz:{path}")
+        one_line(caught)
+
+
+def test_fingerprints(tmp_path):
+    pairs = list(zip(names(), LABELS, strict=True))
+    one = write_zip(tmp_path / "1.zip", pngs(), pairs)
+    variants = [
+        write_zip(tmp_path / "2.zip", pngs(COLOUR[::-1]), pairs),
+        write_zip(tmp_path / "3.zip", pngs(), [*pairs[:-1], (names()[-1], 1)]),
+        write_zip(tmp_path / "4.zip", pngs()),
+        write_folder(tmp_path / "5", pngs(), pairs),
+        write_folder(tmp_path / "6", pngs(COLOUR[::-1]), pairs),
+    ]
+    same = write_zip(tmp_path / "elsewhere.zip", dict(reversed(pngs().items())), pairs)
+    assert open_source(one).fingerprint == open_source(same).fingerprint
+    prints = [open_source(spec).fingerprint for spec in [one, *variants]]
+    assert len(set(prints)) == 6
+    manifest.write(tmp_path / "1.zip", manifest.Manifest({}, (8, 10, 3), [], [], prints[1]))
+    with pytest.raises(ValueError, match=f"is {prints[0]}, its manifest says {prints[1]}"):
+        open_source(one)
+
+
+def test_both_protocols(tmp_path):
+    source = open_source(write_zip(tmp_path / "set.zip", pngs()))
+    assert isinstance(source, arrays.Source) and isinstance(source.items, arrays.Items)
+    assert isinstance(open_source("bundled"), arrays.Source) and isinstance(open_items("bundled"), arrays.Items)

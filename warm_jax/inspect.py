@@ -1,0 +1,217 @@
+"""`--mode=inspect`: what is in a set of images, before anything is trained on it.
+
+Writes report.json, contact_sheet.png, spectrum.csv and (with matplotlib, `warm_jax[plot]`) spectrum.png, and prints the
+report. Numbers of pixels are on the scale that training uses, [-1, 1].
+"""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from concurrent.futures import ThreadPoolExecutor
+
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from warm_jax.data import arrays, images, sources
+from warm_jax.data.arrays import Items
+from warm_jax.diffusion import dct
+
+_SPECTRUM_IMAGES, _SPECTRUM_SIDE = 2048, 256
+_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as Pillow's "L"
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """One image: its size and colour mode, what is wrong with it, and sums over its pixels."""
+
+    shape: tuple[int, int] | None  # None: broken
+    mode: str
+    label: int
+    problem: str
+    digest: bytes
+    sums: np.ndarray  # [2, 3]: of x and of x², for each channel, x in [-1, 1]
+
+
+def run(images: str, out: str, *, limit: int | None = None, workers: int | None = None, progress: bool = True) -> int:
+    """Look at the first `limit` (by default all) images of source `images`; what was found goes to the folder `out`."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}; it must be at least 1 image")
+    items, folder = sources.open_items(images), pathlib.Path(out).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    count = min(len(items), limit or len(items))
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        bar = tqdm(total=count, unit="image", desc="inspect", disable=not progress)
+        seen = []
+        with bar:
+            for start in range(0, count, 1024):
+                chunk = range(start, min(start + 1024, count))
+                seen += pool.map(lambda i: look(items, i), chunk)
+                bar.update(len(chunk))
+    report = summarise(items, seen)
+    good = [i for i, one in enumerate(seen) if not one.problem]
+    if good:
+        side = min(min(seen[i].shape) for i in good)
+        frequency, power = spectrum(items, good, min(side, _SPECTRUM_SIDE))
+        report["spectrum"] = _write_spectrum(folder, frequency, power)
+        contact_sheet(items, good, [seen[i].label for i in good]).save(folder / "contact_sheet.png")
+    (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(_text(report))
+    print(f"written: {', '.join(sorted(p.name for p in folder.iterdir()))} in {folder}")
+    return 0
+
+
+def look(items: Items, index: int) -> Seen:
+    """What there is to know of one image; a broken one, or one that training would refuse, is no error here."""
+    name, shape, mode, label = items.name(index), None, "", arrays.NO_LABEL
+    try:
+        content, label = items.get(index)
+        picture = images.open_picture(content, name)
+        shape, mode = (picture.height, picture.width), picture.mode
+        pixels = images.decode(content, name)
+    except (ValueError, OSError) as error:
+        return Seen(shape, mode, label, str(error), b"", np.zeros((2, 3)))
+    x = pixels.reshape(-1, pixels.shape[-1]).astype(np.float64) / 127.5 - 1
+    sums = np.broadcast_to(np.stack([x.sum(0), (x * x).sum(0)]), (2, 3))
+    digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).digest()
+    return Seen(shape, mode, label, "", digest, sums)
+
+
+def summarise(items: Items, seen: list[Seen]) -> dict:
+    """The report, without its spectrum. Mean and standard deviation are over all pixels of all readable images.
+
+    `sigma_data` is the standard deviation about the one mean of all channels: √(E[x²] - E[x]²), EDM's σ_data.
+    """
+    good = [one for one in seen if not one.problem]
+    by_digest = collections.defaultdict(list)
+    for index, one in enumerate(seen):
+        if not one.problem:
+            by_digest[one.digest].append(items.name(index))
+    twins = [names for names in by_digest.values() if len(names) > 1]
+    sizes = collections.Counter(f"{one.shape[0]}×{one.shape[1]}" for one in seen if one.shape)
+    classes = collections.Counter(one.label for one in good if one.label != arrays.NO_LABEL)
+    report = {
+        **{"source": items.spec, "fingerprint": items.fingerprint, "count": len(items), "inspected": len(seen)},
+        **{"readable": len(good), "sizes": dict(sizes.most_common())},
+        "colour_modes": dict(collections.Counter(one.mode for one in seen if one.shape).most_common()),
+        "classes": {str(label): classes[label] for label in sorted(classes)},
+        "broken": [one.problem for one in seen if not one.shape],
+        "to_prepare": [one.problem for one in seen if one.shape and one.problem],
+        "duplicates": {"images_too_many": sum(len(names) - 1 for names in twins), "groups": twins[:100]},
+    }
+    if good:
+        pixels = sum(one.shape[0] * one.shape[1] for one in good)
+        mean, square = sum(one.sums for one in good) / pixels
+        channels = 1 if {one.mode for one in good} <= {"L", "1"} else 3
+        report["mean"] = mean[:channels].tolist()
+        report["std"] = np.sqrt(square - mean**2)[:channels].tolist()
+        report["sigma_data"] = float(np.sqrt(square.mean() - mean.mean() ** 2))
+    return report
+
+
+def spectrum(items: Items, good: list[int], side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frequencies k = 1 … side-1 (half waves an image) and the mean squared DCT coefficient of luma on the ring k ± ½.
+
+    Of at most 2,048 images, spread over the set; of each the square of `side` pixels in its centre.
+    """
+    chosen = [good[i] for i in np.unique(np.linspace(0, len(good) - 1, min(len(good), _SPECTRUM_IMAGES)).astype(int))]
+    total = np.zeros((side, side))
+    for start in range(0, len(chosen), 64):
+        luma = []
+        for index in chosen[start : start + 64]:
+            pixels = images.decode(items.get(index)[0], items.name(index))
+            top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+            pixels = pixels[top : top + side, left : left + side] / 127.5 - 1
+            luma.append(pixels @ _LUMA if pixels.shape[-1] == 3 else pixels[..., 0])
+        found = dct.power(jnp.asarray(np.stack(luma)[..., None], jnp.float32))
+        total += len(luma) * np.asarray(found, np.float64)
+    rings = np.rint(np.hypot(*np.indices((side, side)))).astype(int)
+    frequency = np.arange(1, side)
+    sums = np.bincount(rings.ravel(), total.ravel() / len(chosen))
+    return frequency, (sums / np.bincount(rings.ravel()))[1:side]
+
+
+def slope(frequency: np.ndarray, power: np.ndarray, low: int, high: int) -> float | None:
+    """The exponent s of power ∝ k^s, fitted in log–log to low ≤ k ≤ high; photographs have about -2. None: too few."""
+    chosen = (frequency >= low) & (frequency <= high) & (power > 0)
+    if chosen.sum() < 3:
+        return None
+    return float(np.polyfit(np.log(frequency[chosen]), np.log(power[chosen]), 1)[0])
+
+
+def contact_sheet(items: Items, good: list[int], labels: list[int]) -> Image.Image:
+    """Up to 100 images: a row a class where there are 2 to 20 of them, otherwise spread over the set."""
+    classes = sorted(set(labels))
+    if 2 <= len(classes) <= 20:
+        rows = [[i for i, label in zip(good, labels, strict=True) if label == one] for one in classes]
+        rows = [[row[j] for j in np.unique(np.linspace(0, len(row) - 1, 10).astype(int))] for row in rows]
+    else:
+        spread = [good[j] for j in np.unique(np.linspace(0, len(good) - 1, 100).astype(int))]
+        rows = [spread[start : start + 10] for start in range(0, len(spread), 10)]
+    pictures = [[images.open_picture(items.get(i)[0], items.name(i)).convert("RGB") for i in row] for row in rows]
+    largest = max(max(picture.size) for row in pictures for picture in row)
+    cell = min(128, largest * max(1, 64 // largest))
+    sheet = Image.new("RGB", (10 * (cell + 2), len(rows) * (cell + 2)), "white")
+    for y, row in enumerate(pictures):
+        for x, picture in enumerate(row):
+            scale = cell / largest
+            size = [max(1, round(length * scale)) for length in picture.size]
+            method = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+            sheet.paste(picture.resize(size, method), (x * (cell + 2) + 1, y * (cell + 2) + 1))
+    return sheet
+
+
+def _write_spectrum(folder: pathlib.Path, frequency: np.ndarray, power: np.ndarray) -> dict:
+    lines = [f"{k},{p:.6g}" for k, p in zip(frequency, power, strict=True)]
+    (folder / "spectrum.csv").write_text("\n".join(["frequency,power", *lines]) + "\n")
+    slopes = {"1-8": slope(frequency, power, 1, 8), "all": slope(frequency, power, 1, len(frequency))}
+    written = {"side": len(frequency) + 1, "slopes": slopes}
+    try:
+        import matplotlib.backends.backend_agg as agg
+        import matplotlib.figure
+    except ImportError:
+        return {**written, "picture": "left out: pip install 'warm_jax[plot]'"}
+    figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
+    agg.FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xscale="log", yscale="log", xlabel="frequency k (half waves an image)")
+    axes.set(ylabel="mean squared DCT coefficient", title="Radial power spectrum of luma")
+    axes.plot(frequency, power, "o-", markersize=3, label="measured")
+    if len(frequency) > 3:
+        axes.plot(frequency, power[2] * (frequency / frequency[2]) ** -2.0, "--", color="grey", label="1/k²")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(folder / "spectrum.png", dpi=120)
+    return {**written, "picture": "spectrum.png"}
+
+
+def _text(report: dict) -> str:
+    def some(values: list[str] | dict, most: int = 6) -> str:
+        shown = [f"{k}: {v}" for k, v in values.items()] if isinstance(values, dict) else values
+        return ", ".join(map(str, shown[:most])) + (f", … ({len(shown)} in all)" if len(shown) > most else "")
+
+    def numbers(values: list[float]) -> str:
+        return ", ".join(f"{v:.4f}" for v in values)
+
+    rows = {
+        "source": f"{report['source']}  ({report['fingerprint'][:16]}…)",
+        "images": f"{report['count']}, inspected {report['inspected']}, readable {report['readable']}",
+        "sizes": some(report["sizes"]),
+        "colour modes": some(report["colour_modes"]),
+        "classes": some(report["classes"], 20) or "none",
+        "broken": f"{len(report['broken'])}  {some(report['broken'], 3)}",
+        "to prepare": f"{len(report['to_prepare'])}  {some(report['to_prepare'], 3)}",
+        "duplicates": f"{report['duplicates']['images_too_many']}  "
+        + some([" = ".join(names[:3]) for names in report["duplicates"]["groups"]], 3),
+    }
+    if "mean" in report:
+        rows["mean, on [-1, 1]"], rows["std"] = numbers(report["mean"]), numbers(report["std"])
+        rows["sigma_data to use"] = f"{report['sigma_data']:.4f}"
+        slopes = {k: "–" if s is None else f"{s:.2f}" for k, s in report["spectrum"]["slopes"].items()}
+        rows["spectrum"] = (
+            f"slope {slopes['1-8']} at k = 1–8, {slopes['all']} over all; {report['spectrum']['picture']}"
+        )
+    return "\n".join(f"{name:<18}{value}".rstrip() for name, value in rows.items())
