@@ -131,6 +131,12 @@ class Run:
     out: pathlib.Path
 
 
+def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
+    """The steps of the checkpoints in `workdir`, newest first; none where there is no such folder."""
+    folder = workdir / "checkpoints"
+    return checkpoint.Checkpoints(folder, writable=False).steps() if folder.is_dir() else []
+
+
 def prepare(config: ConfigDict, workdir: pathlib.Path, seeds: str, out: str, step: int) -> Run:
     """Checks everything that can be checked, compiles nothing. ValueError or OSError for bad input.
 
@@ -139,7 +145,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, seeds: str, out: str, ste
     """
     experiment.build(config)
     numbers = parse_seeds(seeds)
-    found = checkpoint.Checkpoints(workdir / "checkpoints", writable=False).steps() if workdir.is_dir() else []
+    found = checkpoint_steps(workdir)
     if not found:
         raise FileNotFoundError(f"no checkpoint in {workdir / 'checkpoints'}; train first, or name another --workdir")
     if step >= 0 and step not in found:
@@ -180,7 +186,7 @@ def load_ema(run: Run) -> tuple[int, PyTree]:
     return step, items["ema"]
 
 
-def _made_with(run: Run, step: int) -> dict:
+def made_with(run: Run, step: int) -> dict:
     """What a sample depends on besides its seed; stored beside the samples."""
     config = run.experiment.config.to_dict()
     return json.loads(
@@ -269,7 +275,7 @@ def sample(run: Run) -> int:
     preemption.install()
     step, ema = load_ema(run)
     settings = run.experiment.config.sample
-    store = (_File if run.out.suffix in (".npz", ".png") else _Folder)(run.out, _made_with(run, step))
+    store = (_File if run.out.suffix in (".npz", ".png") else _Folder)(run.out, made_with(run, step))
     todo, draw = store.missing(run.seeds), Sampler(run.experiment)
     log.say(f"checkpoint of step {step}; {len(todo)} of {len(run.seeds)} images to draw, {draw.batch_size} at a time")
     log.say(experiment.precision_policy(run.experiment.config))
