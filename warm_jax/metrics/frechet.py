@@ -117,6 +117,8 @@ def cautions(samples: Moments, reference: Moments) -> list[str]:
         )
     elif samples.count is not None and samples.count < 10 * dim:
         floor = expected_bias(reference, samples.count)
+        if reference.count is not None:
+            floor += expected_bias(reference, reference.count)
         said.append(f"a perfect sampler would score about {floor:.3g} at {samples.count} images")
     if reference.count is None:
         said.append("the reference does not say its count or its extractor")
