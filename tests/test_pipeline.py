@@ -1,13 +1,17 @@
 """Batches: the same for any number of processes and from any step; the expected rows are looked up one by one."""
 
+import io
 import itertools
+import zipfile
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from warm_jax.data import arrays, order
 from warm_jax.data.pipeline import batches, load, to_device
+from warm_jax.data.sources import open_source
 
 
 def numbered(count):
@@ -103,6 +107,21 @@ def test_two_workers_give_the_same_batches():
     iterator = batches(source, seed=2, batch_size=4, start_step=5, num_workers=2, **GRAIN)
     assert all(same(a, b) for a, b in zip(expected, itertools.islice(iterator, 7), strict=True))
     iterator.close()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_broken_image_is_named_from_threads_and_workers(tmp_path, num_workers):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for i in range(4):
+            content = io.BytesIO()
+            Image.new("RGB", (4, 4)).save(content, "PNG")
+            archive.writestr(f"{i}.png", content.getvalue()[: 30 if i == 2 else None])
+    source = open_source(f"zip:{tmp_path / 'set.zip'}")
+    iterator = batches(source, seed=0, batch_size=4, num_workers=num_workers, **GRAIN)
+    with pytest.raises(ValueError, match=r"set.zip: 2.png: not a readable PNG"):
+        next(iterator)
+    with pytest.raises(ValueError, match=r"set.zip: 2.png: not a readable PNG"):
+        batches(source, seed=0, batch_size=4)  # in memory, it is found at the start
 
 
 def test_load_reads_all_once():

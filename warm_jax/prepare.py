@@ -144,9 +144,9 @@ def _write_chunk(path: pathlib.Path, start: int, items: Items, settings: dict, p
         try:
             return _make(items, index, settings)
         except (ValueError, OSError) as error:
-            if settings["on_error"] == "skip":
-                return str(error)
-            raise ValueError(f"{error}; or leave such images out with on_error=skip") from error
+            if settings["on_error"] == "raise":
+                raise
+            return str(error)
 
     made = list(pool.map(make, range(start, min(start + CHUNK, len(items)))))
     part = path.with_suffix(".part")

@@ -120,7 +120,7 @@ def _read(archive: zipfile.ZipFile, name: str, path: pathlib.Path) -> bytes:
     entry = archive.getinfo(name)
     if entry.file_size > images.MAX_BYTES:
         raise ValueError(
-            f"{path}: {name} unpacks to {entry.file_size} bytes, the limit is {images.MAX_BYTES}; leave it out"
+            f"{path}: {name} unpacks to {entry.file_size} bytes, the limit is {images.MAX_BYTES}; replace it"
         )
     try:
         return archive.read(entry)  # never more than file_size bytes; checks the CRC
