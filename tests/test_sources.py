@@ -9,12 +9,13 @@ import sys
 import tarfile
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from warm_jax.data import arrays, images, manifest
+from warm_jax.data import arrays, images, manifest, records
 from warm_jax.data.sources import open_items, open_source
 
 RANDOM = np.random.RandomState(0)
@@ -111,6 +112,10 @@ def test_lmdb_round_trip(tmp_path):
     pixels, labels = pickle.loads(pickle.dumps(source)).read(np.array([2, 0, 3, 1]))
     np.testing.assert_array_equal(pixels, COLOUR[[2, 0, 3, 1]])  # in the order of keys
     assert labels.tolist() == [-1] * 4 and open_items(source.spec).name(2) == f"{2:040x}"
+    records._environment.cache_clear()  # as in a new worker, all of whose threads open the database
+    with ThreadPoolExecutor(8) as pool:
+        parts = list(pool.map(lambda i: source.read(np.array([i]))[0][0], [0, 1, 2, 3] * 20))
+    np.testing.assert_array_equal(parts, np.tile(COLOUR[:4], (20, 1, 1, 1)))
 
 
 def test_cifar10_round_trip(tmp_path):
