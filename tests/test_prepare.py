@@ -167,6 +167,9 @@ def test_again_and_otherwise(tmp_path, capsys, monkeypatch):
     run(spec, tmp_path / "out.zip", image_size=4)
     run(spec, tmp_path / "out.zip", image_size=4)
     assert "nothing to do" in capsys.readouterr().out
+    (tmp_path / "moved.zip").write_bytes((tmp_path / "in.zip").read_bytes())
+    run(f"zip:{tmp_path / 'moved.zip'}", tmp_path / "out.zip", image_size=4)
+    assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(ValueError, match="of other settings"):
         run(spec, tmp_path / "out.zip", image_size=8)
     monkeypatch.setattr(prepare, "_assemble", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))

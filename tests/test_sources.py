@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import struct
 import subprocess
@@ -336,6 +337,22 @@ def test_no_permission(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.open", refuse)  # a test that runs as root can read everything
     with pytest.raises(PermissionError, match=r"set.zip"):
         open_source(spec)
+
+
+def test_what_is_no_file_in_a_folder(tmp_path, monkeypatch):
+    spec = write_folder(tmp_path / "set", pngs())
+    os.mkfifo(tmp_path / "set" / "pipe.png")
+    with pytest.raises(ValueError, match=r"pipe.png: not a file"):
+        open_source(spec)
+    (tmp_path / "set" / "pipe.png").unlink()
+    (tmp_path / "set" / "pipe.png").symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError, match=r"pipe.png"):
+        open_source(spec)
+    (tmp_path / "set" / "pipe.png").unlink()
+    os.truncate(tmp_path / "set" / names()[3], images.MAX_BYTES + 1)  # sparse: it takes no room
+    monkeypatch.setattr("warm_jax.data.files._HASHED_BYTES", 1 << 20)
+    with pytest.raises(ValueError, match=r"img00000003.png: has 536870913 bytes, the limit is"):
+        open_source(spec).read(np.array([3]))
 
 
 def test_npz_errors(tmp_path):
