@@ -244,6 +244,7 @@ def test_odd_images_are_named_or_skipped(tmp_path, caplog, what, write):
     np.testing.assert_array_equal(pixels, np.delete(COLOUR, 2, axis=0))
     assert labels.tolist() == [4, 0, 1, 2, 0] and source.num_classes == 5
     assert len(source.skipped) == 1 and "img00000002.png" in source.skipped[0]
+    assert source.fingerprint != open_source(spec).fingerprint
     assert "skipped 1 of 6 images" in caplog.text and "img00000002.png" in caplog.text
 
 
