@@ -204,10 +204,10 @@ class _Folder:
         return self._out / f"{seed:06d}.png"
 
     def missing(self, seeds: np.ndarray) -> np.ndarray:
-        return np.array([seed for seed in seeds if not self._path(seed).exists()], seeds.dtype)
+        return np.array([seed for seed in seeds.tolist() if not self._path(seed).exists()], seeds.dtype)
 
     def add(self, seeds: np.ndarray, samples: Samples) -> None:
-        for seed, image in zip(seeds, samples.images, strict=True):
+        for seed, image in zip(seeds.tolist(), samples.images, strict=True):
             pictures.save_png(self._path(seed), image)
 
     def pause(self) -> None:
@@ -215,7 +215,7 @@ class _Folder:
 
     def finish(self, seeds: np.ndarray) -> str:
         shown = seeds[:_GRID_IMAGES]
-        images = np.stack([pictures.load_png(self._path(seed)) for seed in shown])
+        images = np.stack([pictures.load_png(self._path(seed)) for seed in shown.tolist()])
         pictures.save_png(self._out / "grid.png", pictures.grid(images), scale=_grid_scale(images))
         return f"{len(seeds)} PNG files and grid.png (the first {len(shown)}) in {self._out}"
 
