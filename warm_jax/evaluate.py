@@ -80,7 +80,9 @@ def _chunks(source: sources.Source, first: int, count: int, size: int = 256) -> 
         yield source.read(np.arange(start, min(start + size, first + count)))[0]
 
 
-def _extract(run_extractor: extract.Extractor, chunks: Iterator[np.ndarray], batch_size: int) -> Iterator[extract.Features]:
+def _extract(
+    run_extractor: extract.Extractor, chunks: Iterator[np.ndarray], batch_size: int
+) -> Iterator[extract.Features]:
     devices = mesh.make_mesh()
     return extract.extract(run_extractor, chunks, -(-batch_size // devices.size) * devices.size, mesh.split(devices))
 
@@ -247,9 +249,7 @@ def _judge(run: Run, images: _Images, first: int, count: int) -> Judged | None:
         pixels.append(arrays["pixels"][:keep])
         bar.update(size)
     bar.close()
-    return Judged(
-        statistics, np.concatenate(pools), np.concatenate(logits) if logits else None, np.concatenate(pixels)
-    )
+    return Judged(statistics, np.concatenate(pools), np.concatenate(logits) if logits else None, np.concatenate(pixels))
 
 
 # ── Scores ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -261,7 +261,12 @@ def _scores(run: Run, reference: Reference, judged: Judged) -> tuple[dict[str, f
     count, result = found.count, {}
     said = frechet.cautions(found, reference.moments)
     for metric in run.config.eval.metrics:
-        if metric in ("kid", "pr") and reference.features is None or metric in ("swd", "lsd") and reference.pixels is None:
+        if (
+            metric in ("kid", "pr")
+            and reference.features is None
+            or metric in ("swd", "lsd")
+            and reference.pixels is None
+        ):
             said.append(f"{metric} needs the reference's images: make it with --mode=stats, or name a source")
         elif metric == "fd":
             result[frechet.score_name("fid", name, count)] = frechet.frechet_distance(found, reference.moments)
@@ -367,9 +372,7 @@ def _check(config: ConfigDict, extractor: extract.Extractor) -> None:
     jax.eval_shape(extractor.apply, extractor.params, jax.ShapeDtypeStruct(shape, np.uint8))  # or it says what it takes
 
 
-def prepare(
-    config: ConfigDict, workdir: pathlib.Path, images: str, step: int, protocol: str, watch: bool
-) -> Run:
+def prepare(config: ConfigDict, workdir: pathlib.Path, images: str, step: int, protocol: str, watch: bool) -> Run:
     """Checks everything that can be checked. ValueError or OSError for bad input.
 
     `images` is a source to judge in place of samples; `step` a checkpoint's, -1 the latest's.
