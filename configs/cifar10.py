@@ -86,4 +86,13 @@ def get_config(system: str = "warm") -> ConfigDict:
     sample.batch_size = 256
     sample.bnr = config_dict.placeholder(float)  # unset: as trained
     sample.class_label = config_dict.placeholder(int)  # unset: each seed draws its own
+
+    evaluation = config.eval = ConfigDict()
+    evaluation.extractor = "inception"  # "inception" (FID), "efficientnet" or "fashion_cnn"
+    evaluation.inception = ""  # file of the Inception weights
+    evaluation.reference = ""  # a statistics .npz, or a source; empty: data.source
+    evaluation.metrics = ("fd", "is", "lsd")  # of "fd", "kid", "is", "pr", "swd", "lsd"
+    evaluation.count = 50_000
+    evaluation.first = 0  # the first seed, or the number of the first image
+    evaluation.batch_size = 250
     return config

@@ -1,7 +1,7 @@
-"""The train step against EDM's recipe in numpy float64, and the loop: resuming, stopping, logging.
+"""The step against EDM's recipe in numpy float64, and the loop: resuming, stopping, logging.
 
-Most tests put a linear network in the U-Net's place (`tiny.py`): what they are about does not depend on the network, and
-its gradients can be written down.
+Most tests put a linear network in the U-Net's place (`tiny.py`): what they are about does not depend on the network,
+and its gradients can be written down.
 """
 
 import json
@@ -14,7 +14,7 @@ import pytest
 import scipy.fft
 import tiny
 
-from warm_jax import checkpoint, experiment, mesh, train
+from warm_jax import checkpoint, experiment, mesh, step, train
 from warm_jax.data import idx
 from warm_jax.diffusion import loss
 
@@ -29,9 +29,9 @@ def batch(k, size=16):
 
 def run_steps(exp, count, state=None, compiled=None):
     """The state, totals and losses after `count` steps on noise images."""
-    compiled = compiled or train.compile_step(exp)
-    state = state or train.init_state(exp)
-    totals = jax.device_put(train.zero_totals(), mesh.replicated(exp.mesh))
+    compiled = compiled or step.compile_step(exp)
+    state = state or step.init_state(exp)
+    totals = jax.device_put(step.zero_totals(), mesh.replicated(exp.mesh))
     values = []
     for k in range(count):
         state, totals, value = compiled(state, totals, *batch(k, exp.config.train.batch_size))
@@ -41,12 +41,12 @@ def run_steps(exp, count, state=None, compiled=None):
 
 def start(exp, **parts):
     """The initial state with some of it replaced, on the experiment's mesh."""
-    return jax.device_put(train.init_state(exp)._replace(**parts), mesh.replicated(exp.mesh))
+    return jax.device_put(step.init_state(exp)._replace(**parts), mesh.replicated(exp.mesh))
 
 
 def state_of(exp, params):
     """The state of step 0 with these parameters, in numpy."""
-    state = train.State(np.int32(0), params, params, train.optimizer(exp.config).init(params), np.int32(0))
+    state = step.State(np.int32(0), params, params, step.optimizer(exp.config).init(params), np.int32(0))
     return jax.tree.map(np.asarray, state)
 
 
@@ -101,7 +101,7 @@ def test_step_is_the_recipe_in_numpy(example):
     """Learning rate, Adam and EMA as the EDM paper's appendix F and Kingma & Ba (2015) say, for six steps."""
     changes = {"train__decay": "none", "train__residual_weight": 0.7, "train__warmup_images": 48}
     exp = tiny.build(train__ema_halflife_images=3.0, **changes)
-    state = train.init_state(exp)
+    state = step.init_state(exp)
     p = jax.tree.map(np.float64, jax.device_get(state.params))
     ema, m, v = p, jax.tree.map(np.zeros_like, p), jax.tree.map(np.zeros_like, p)
     expected = []
@@ -119,7 +119,7 @@ def test_step_is_the_recipe_in_numpy(example):
     np.testing.assert_allclose(values, expected, rtol=1e-5)
     assert_close(state.params, p, rtol=1e-4, atol=1e-6)
     assert_close(state.ema, ema, rtol=1e-4, atol=1e-6)
-    moved = np.abs(p["gain"] - jax.device_get(train.init_state(exp).params)["gain"]).max()
+    moved = np.abs(p["gain"] - jax.device_get(step.init_state(exp).params)["gain"]).max()
     assert moved > 5e-3 and int(state.step) == 6 and int(state.nonfinite) == 0
 
 
@@ -135,9 +135,9 @@ def test_ema_lags_once_many_images_were_seen():
 
 
 def test_learning_rate():
-    rate = train.learning_rate(tiny.config(train__warmup_images=160, train__decay="none", train__learning_rate=0.5))
+    rate = step.learning_rate(tiny.config(train__warmup_images=160, train__decay="none", train__learning_rate=0.5))
     np.testing.assert_allclose([rate(k) for k in (0, 1, 5, 10, 11, 10**6)], [0, 0.05, 0.25, 0.5, 0.5, 0.5])
-    rate = train.learning_rate(tiny.config(train__warmup_images=0, train__steps=20, train__learning_rate=0.5))
+    rate = step.learning_rate(tiny.config(train__warmup_images=0, train__steps=20, train__learning_rate=0.5))
     np.testing.assert_allclose(
         [rate(k) for k in (0, 5, 10, 20, 30)], [0.5, 0.25 + 0.25 * 0.5**0.5, 0.25, 0, 0], atol=1e-7
     )
@@ -145,7 +145,7 @@ def test_learning_rate():
 
 def test_noise_bins_add_up_to_the_loss(example):
     exp = tiny.build()
-    p = jax.tree.map(np.float64, jax.device_get(train.init_state(exp).params))
+    p = jax.tree.map(np.float64, jax.device_get(step.init_state(exp).params))
     value, parts, _ = edm_step(p, example, batch(0)[1], 1.0)
     _, totals, values = run_steps(exp, 1)
     np.testing.assert_allclose(values, [value], rtol=1e-5)
@@ -215,30 +215,30 @@ def test_gradients_that_are_not_finite():
 
 def test_randomness_is_a_function_of_seed_and_step():
     exp = tiny.build()
-    compiled = train.compile_step(exp)
+    compiled = step.compile_step(exp)
 
     def loss_at(step, compiled=compiled):
         return run_steps(exp, 1, start(exp, step=jnp.asarray(step, jnp.int32)), compiled)[2][0]
 
     assert loss_at(3) == loss_at(3) and loss_at(3) != loss_at(4)
-    assert loss_at(3) != loss_at(3, train.compile_step(tiny.build(seed=1)))
+    assert loss_at(3) != loss_at(3, step.compile_step(tiny.build(seed=1)))
 
 
 def test_state_is_donated_and_born_on_its_sharding():
     exp = tiny.build()
-    state = train.init_state(exp)
-    for leaf, shape in zip(jax.tree.leaves(state), jax.tree.leaves(train.abstract_state(exp)), strict=True):
+    state = step.init_state(exp)
+    for leaf, shape in zip(jax.tree.leaves(state), jax.tree.leaves(step.abstract_state(exp)), strict=True):
         assert (leaf.shape, leaf.dtype, leaf.sharding) == (shape.shape, shape.dtype, shape.sharding)
         assert len(leaf.sharding.device_set) == 8
-    totals = jax.device_put(train.zero_totals(), mesh.replicated(exp.mesh))
-    after, _, _ = train.compile_step(exp)(state, totals, *batch(0))
+    totals = jax.device_put(step.zero_totals(), mesh.replicated(exp.mesh))
+    after, _, _ = step.compile_step(exp)(state, totals, *batch(0))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.ema, state.optimizer, totals)))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
 
 
 def test_bfloat16_stays_finite():
     exp = experiment.build(tiny.config(model__dtype="bfloat16", **SMALL_UNET))
-    compiled = train.compile_step(exp)
+    compiled = step.compile_step(exp)
     assert "bf16[" in compiled.as_text()
     state, _, values = run_steps(exp, 5, compiled=compiled)
     assert np.isfinite(values).all()
@@ -253,11 +253,11 @@ def tiny_run(workdir, network=None, **changes):
     return tiny.with_network(train.prepare(tiny.config(**changes), workdir), network or tiny.Linear())
 
 
-def stored(run, step):
+def stored(run, number):
     """All of a stored checkpoint."""
-    abstract = train.abstract_state(run.experiment)
+    abstract = step.abstract_state(run.experiment)
     items = checkpoint.Checkpoints(run.workdir / "checkpoints", writable=False).restore(
-        step, train=abstract._replace(ema=None), ema=abstract.ema
+        number, train=abstract._replace(ema=None), ema=abstract.ema
     )
     return jax.device_get(items)
 
@@ -274,7 +274,7 @@ def test_ten_steps_are_five_restored_and_five(tmp_path, capsys):
         assert train.train(parts) == 0
     assert "resuming from the checkpoint of step 5" in capsys.readouterr().out
     assert_same(stored(whole, 10), stored(parts, 10))
-    losses = [[row for row in rows(run.workdir) if row["step"] == 10][0] for run in (whole, parts)]
+    losses = [next(row for row in rows(run.workdir) if row["step"] == 10) for run in (whole, parts)]
     timeless = [{k: v for k, v in row.items() if k != "images_per_second"} for row in losses]
     assert timeless[0] == timeless[1]
 

@@ -1,14 +1,13 @@
-"""Evaluation: scores of samples, or of any images, against a reference, and the statistics files they are compared with.
+"""Evaluation: scores of images, drawn or read, against a reference, and the statistics files that go with them.
 
-Images are drawn, or read, in shards; the features of a finished shard stay on disk, so an evaluation that was cut off goes on
-where it stopped and ends with the same numbers. A score's name carries its count (`fid50k`), and its row in
-`results.jsonl` says everything that it depends on.
+Images are drawn, or read, in shards; the features of a finished shard stay on disk, so an evaluation that was cut
+off goes on where it stopped and ends with the same numbers. A score's name carries its count (`fid50k`), and its
+row in `results.jsonl` says everything that it depends on.
 """
 
 import dataclasses
 import hashlib
 import json
-import math
 import pathlib
 import time
 from collections.abc import Iterator
@@ -192,7 +191,7 @@ def _folder(run: Run, images: _Images) -> pathlib.Path:
 
 
 def _shard(run: Run, images: _Images, path: pathlib.Path, first: int, count: int, keep: int) -> dict[str, np.ndarray]:
-    """Features, the first `keep` images and the NFE of one shard: from its file if that is whole, else made and kept."""
+    """Features, the first `keep` images and the NFE of a shard: from its file if that is whole, else made and kept."""
     provenance = run.extractor.provenance((*experiment.image_side(run.config), run.config.data.channels))
     if path.exists():
         try:
@@ -261,11 +260,8 @@ def _scores(run: Run, reference: Reference, judged: Judged) -> tuple[dict[str, f
     count, result = found.count, {}
     said = frechet.cautions(found, reference.moments)
     for metric in run.config.eval.metrics:
-        if (
-            metric in ("kid", "pr")
-            and reference.features is None
-            or metric in ("swd", "lsd")
-            and reference.pixels is None
+        if (metric in ("kid", "pr") and reference.features is None) or (
+            metric in ("swd", "lsd") and reference.pixels is None
         ):
             said.append(f"{metric} needs the reference's images: make it with --mode=stats, or name a source")
         elif metric == "fd":
@@ -375,8 +371,12 @@ def _check(config: ConfigDict, extractor: extract.Extractor) -> None:
 def prepare(config: ConfigDict, workdir: pathlib.Path, images: str, step: int, protocol: str, watch: bool) -> Run:
     """Checks everything that can be checked. ValueError or OSError for bad input.
 
-    `images` is a source to judge in place of samples; `step` a checkpoint's, -1 the latest's.
+    `images` is a source to judge in place of samples; `step` a checkpoint's, -1 the latest's. With `watch` this
+    waits for the first checkpoint.
     """
+    experiment.build(config)
+    if watch and images:
+        raise ValueError("--watch evaluates each new checkpoint; it does not go with --images")
     rounds = PAPER_ROUNDS if protocol == "paper" else 1
     if protocol == "paper":
         with config.unlocked():
@@ -393,7 +393,9 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, images: str, step: int, p
                 f"{rounds} round(s)); lower --config.eval.count, and the score's name will say so"
             )
     else:
-        sampling = generate.prepare(config, workdir, "0", "", step)
+        while watch and not generate.checkpoint_steps(workdir):
+            time.sleep(1)
+        sampling = generate.prepare(config, workdir, "0", str(workdir / "evaluations"), step)
     experiment.check_writable(workdir / "evaluations")
     return Run(config, workdir, extractor, source, sampling, rounds, watch)
 

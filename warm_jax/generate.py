@@ -131,6 +131,12 @@ class Run:
     out: pathlib.Path
 
 
+def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
+    """The steps of the checkpoints in `workdir`, newest first; none where there is no such folder."""
+    folder = workdir / "checkpoints"
+    return checkpoint.Checkpoints(folder, writable=False).steps() if folder.is_dir() else []
+
+
 def prepare(config: ConfigDict, workdir: pathlib.Path, seeds: str, out: str, step: int) -> Run:
     """Checks everything that can be checked, compiles nothing. ValueError or OSError for bad input.
 
@@ -139,7 +145,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, seeds: str, out: str, ste
     """
     experiment.build(config)
     numbers = parse_seeds(seeds)
-    found = checkpoint.Checkpoints(workdir / "checkpoints", writable=False).steps() if workdir.is_dir() else []
+    found = checkpoint_steps(workdir)
     if not found:
         raise FileNotFoundError(f"no checkpoint in {workdir / 'checkpoints'}; train first, or name another --workdir")
     if step >= 0 and step not in found:
@@ -163,6 +169,8 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, seeds: str, out: str, ste
         )
     target = pathlib.Path(out) if out else workdir / "samples"
     experiment.check_writable(target.parent if target.suffix in (".npz", ".png") else target)
+    if target.is_dir() and not (target / "samples.json").exists() and _drawn_images(target):
+        raise ValueError(f"{target} has images that were not made by --mode=sample; name another --out")
     return Run(experiment.build(config, spectrum), workdir, step, numbers, target)
 
 
@@ -180,12 +188,17 @@ def load_ema(run: Run) -> tuple[int, PyTree]:
     return step, items["ema"]
 
 
-def _made_with(run: Run, step: int) -> dict:
+def made_with(run: Run, step: int) -> dict:
     """What a sample depends on besides its seed; stored beside the samples."""
     config = run.experiment.config.to_dict()
     return json.loads(
         json.dumps({"checkpoint_step": step, **{k: config[k] for k in ("model", "process", "sample")}}, default=list)
     )
+
+
+def _drawn_images(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files in `folder` that are named as samples are."""
+    return [path for path in folder.glob("*.png") if re.fullmatch(r"\d{6,}|grid", path.stem)]
 
 
 class _Folder:
@@ -195,9 +208,8 @@ class _Folder:
         self._out, note = out, out / "samples.json"
         text = json.dumps(made_with, indent=2)
         if not (note.exists() and note.read_text() == text):
-            for stale in out.glob("*.png"):
-                if re.fullmatch(r"\d{6,}|grid", stale.stem):
-                    stale.unlink()
+            for stale in _drawn_images(out):
+                stale.unlink()
             experiment.write_atomically(note, text.encode())
 
     def _path(self, seed: int) -> pathlib.Path:
@@ -269,7 +281,7 @@ def sample(run: Run) -> int:
     preemption.install()
     step, ema = load_ema(run)
     settings = run.experiment.config.sample
-    store = (_File if run.out.suffix in (".npz", ".png") else _Folder)(run.out, _made_with(run, step))
+    store = (_File if run.out.suffix in (".npz", ".png") else _Folder)(run.out, made_with(run, step))
     todo, draw = store.missing(run.seeds), Sampler(run.experiment)
     log.say(f"checkpoint of step {step}; {len(todo)} of {len(run.seeds)} images to draw, {draw.batch_size} at a time")
     log.say(experiment.precision_policy(run.experiment.config))

@@ -11,7 +11,13 @@ from ml_collections import ConfigDict, config_flags
 MODES = {
     "train": "train, resuming by itself from the workdir's last checkpoint, and draw a grid of samples",
     "sample": "draw --seeds with the EMA weights of a checkpoint",
+    "evaluate": "score a checkpoint, or --images, against a reference",
+    "stats": "write the statistics file --out of --images, to evaluate against",
+    "prepare": "make --out (a zip or arrayrecord) of --images: cropped, resized, with a manifest",
+    "inspect": "look at --images: counts, sizes, broken files, a contact sheet, the spectrum",
+    "convert": "convert published Inception weights, --from_inception=FILE.pth, to --out=FILE.safetensors",
 }
+WITHOUT_CONFIG = ("prepare", "inspect", "convert")
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -22,9 +28,23 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _MODE = flags.DEFINE_enum("mode", "train", list(MODES), "; ".join(f"{k}: {v}" for k, v in MODES.items()))
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where the run lives (default: runs/CONFIG, or runs/CONFIG_SYSTEM).")
-_SEEDS = flags.DEFINE_string("seeds", "0-63", "Which images to sample: one seed an image, as in 0-63,100.")
-_OUT = flags.DEFINE_string("out", "", "Where samples go: a folder, FILE.npz or FILE.png (default: WORKDIR/samples).")
-_CHECKPOINT = flags.DEFINE_integer("checkpoint", -1, "Step of the checkpoint to sample from; -1: the latest.")
+_SEEDS = flags.DEFINE_string("seeds", "0-63", "sample: which images, one seed an image, as in 0-63,100.")
+_OUT = flags.DEFINE_string(
+    "out", "", "Where results go. sample: a folder, FILE.npz or FILE.png (default: WORKDIR/samples); inspect: a folder."
+)
+_CHECKPOINT = flags.DEFINE_integer("checkpoint", -1, "sample, evaluate: step of the checkpoint; -1: the latest.")
+_IMAGES = flags.DEFINE_string("images", "", "A source of images, as data.source: bundled, zip:FILE, folder:PATH, …")
+_PROTOCOL = flags.DEFINE_enum(
+    "protocol", "once", ["once", "paper"], "evaluate: one round of eval.count images, or three disjoint ones of 50,000."
+)
+_WATCH = flags.DEFINE_bool("watch", False, "evaluate: score each new checkpoint of the workdir, until the last one.")
+_IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", None, "prepare: side to resize to (default: the config's, or as it is)."
+)
+_CHANNELS = flags.DEFINE_integer("channels", None, "prepare: 1 grey or 3 RGB (default: the config's, or as it is).")
+_CROP = flags.DEFINE_enum("crop", "center", ["center", "none"], "prepare: how to make images square.")
+_ON_ERROR = flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "prepare: what to do with broken images.")
+_FROM_INCEPTION = flags.DEFINE_string("from_inception", "", "convert: the published pt_inception-2015-12-05 file.")
 
 
 def _fail(error: Exception | str, status: int) -> int:
@@ -35,20 +55,19 @@ def _fail(error: Exception | str, status: int) -> int:
 
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags; what is wrong with them is one line on stderr and exit status 2."""
-    known = {"--help", "-h", "--helpshort", "--helpfull"}
-    if not known.intersection(argv) and not any(
-        a.startswith(("--config=", "-config=")) or a == "--config" for a in argv
-    ):
-        sys.exit(_fail("--config=FILE is missing, for example --config=configs/fashion_mnist.py", EXIT_USAGE))
     try:
         rest = flags.FLAGS(argv)
-        if _CONFIG.value is None:
+        if _CONFIG.value is None and _MODE.value not in WITHOUT_CONFIG and not _help_wanted():
             raise flags.Error("--config=FILE is missing, for example --config=configs/fashion_mnist.py")
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
         sys.exit(_fail(error, EXIT_USAGE))
     if len(rest) > 1:
         sys.exit(_fail(f"unexpected {' '.join(rest[1:])!r}; values are given as --flag=VALUE", EXIT_USAGE))
     return rest
+
+
+def _help_wanted() -> bool:
+    return any(flags.FLAGS[name].value for name in ("help", "helpshort", "helpfull", "helpxml") if name in flags.FLAGS)
 
 
 def default_workdir(config_flag: str) -> pathlib.Path:
@@ -58,17 +77,52 @@ def default_workdir(config_flag: str) -> pathlib.Path:
     return pathlib.Path("runs") / (f"{stem}_{system}" if system not in ("", "warm") else stem)
 
 
-def prepare(mode: str, config: ConfigDict, workdir: pathlib.Path) -> Callable[[], int]:
+def _prepare_images(config: ConfigDict | None) -> Callable[[], int]:
+    from warm_jax import prepare
+
+    size, channels = _IMAGE_SIZE.value, _CHANNELS.value
+    if config is not None:
+        size = config.data.image_size if size is None else size
+        channels = config.data.channels if channels is None else channels
+    if not _IMAGES.value or not _OUT.value:
+        raise ValueError("--mode=prepare needs --images=SOURCE and --out=FILE.zip")
+    settings = {"image_size": size, "channels": channels, "crop": _CROP.value, "on_error": _ON_ERROR.value}
+    return lambda: prepare.run(_IMAGES.value, _OUT.value, **settings)
+
+
+def _inspect(config: ConfigDict | None, workdir: pathlib.Path) -> Callable[[], int]:
+    from warm_jax import inspect
+
+    images = _IMAGES.value or (config.data.source if config is not None else "")
+    if not images:
+        raise ValueError("--mode=inspect needs --images=SOURCE, or a --config whose data.source to look at")
+    return lambda: inspect.run(images, _OUT.value or str(workdir / "inspect"))
+
+
+def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Callable[[], int]:
     """Checks everything for `mode` and returns the program, ready to run. ValueError or OSError for bad input."""
+    if mode == "prepare":
+        return _prepare_images(config)
+    if mode == "inspect":
+        return _inspect(config, workdir)
     if mode == "train":
         from warm_jax import train
 
         run = train.prepare(config, workdir)
         return lambda: train.train(run)
-    from warm_jax import generate
+    if mode == "sample":
+        from warm_jax import generate
 
-    run = generate.prepare(config, workdir, _SEEDS.value, _OUT.value, _CHECKPOINT.value)
-    return lambda: generate.sample(run)
+        drawing = generate.prepare(config, workdir, _SEEDS.value, _OUT.value, _CHECKPOINT.value)
+        return lambda: generate.sample(drawing)
+    from warm_jax import evaluate
+
+    if mode == "convert":
+        return lambda: evaluate.convert_inception(_FROM_INCEPTION.value, _OUT.value)
+    if mode == "stats":
+        return lambda: evaluate.statistics(config, _IMAGES.value, _OUT.value)
+    judging = evaluate.prepare(config, workdir, _IMAGES.value, _CHECKPOINT.value, _PROTOCOL.value, _WATCH.value)
+    return lambda: evaluate.evaluate(judging)
 
 
 def main(argv: list[str]) -> int:
@@ -80,8 +134,8 @@ def main(argv: list[str]) -> int:
 
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/warm_jax/xla"))
-    config_flag = flags.FLAGS["config"].config_filename if hasattr(flags.FLAGS["config"], "config_filename") else ""
-    workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(config_flag)
+    given = flags.FLAGS["config"].config_filename if _CONFIG.value is not None else ""
+    workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(given or "images")
     try:
         program = prepare(_MODE.value, _CONFIG.value, workdir)
     except (ValueError, TypeError, OSError) as error:
@@ -91,7 +145,7 @@ def main(argv: list[str]) -> int:
         return program()
     except (ValueError, OSError, FloatingPointError) as error:
         logging.info("traceback", exc_info=True)
-        return _fail(error, EXIT_FAILED)
+        return _fail(error, EXIT_USAGE if _MODE.value in (*WITHOUT_CONFIG, "stats") else EXIT_FAILED)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Training: one pure step, jitted over a mesh, and the loop around it.
+"""Training: the loop around the step.
 
-All randomness of a step is a function of (seed, step), and so is its batch: a run that was cut off and resumed ends
-with the same bits as one that was not.
+A step's randomness is a function of (seed, step), and so is its batch: a run that was cut off and resumed ends with the
+same bits as one that was not.
 """
 
 import collections
@@ -9,206 +9,20 @@ import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from clu import parameter_overview
-from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, PyTree, UInt8
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from warm_jax import checkpoint, experiment, generate, log, mesh, pictures, preemption
-from warm_jax.data import augment, pipeline, sources
-from warm_jax.diffusion import loss
+from warm_jax.data import pipeline, sources
+from warm_jax.step import BIN_EDGES, State, Totals, abstract_state, compile_step, init_state, learning_rate, zero_totals
 
-BIN_EDGES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # noise levels between which losses are reported apart
 PREVIEW_IMAGES = 64
 _AHEAD = 2  # steps that may be queued on the device before the host waits
-
-
-class State(NamedTuple):
-    """All that a step hands to the next. `nonfinite` counts the steps in a row whose loss was not finite."""
-
-    step: Int32[Array, ""]
-    params: PyTree[Float[Array, "..."]]
-    ema: PyTree[Float[Array, "..."]]
-    optimizer: PyTree
-    nonfinite: Int32[Array, ""]
-
-
-class Totals(NamedTuple):
-    """Sums since the last report, kept on the device: by noise-level bin, and over steps."""
-
-    images: Float[Array, " bins"]
-    blurred: Float[Array, " bins"]
-    residual: Float[Array, " bins"]
-    gradient_norm: Float[Array, ""]
-    nonfinite: Float[Array, ""]
-    steps: Float[Array, ""]
-
-
-def zero_totals() -> Totals:
-    """Nothing summed yet."""
-    bins, number = np.zeros(len(BIN_EDGES) + 1, np.float32), np.zeros((), np.float32)
-    return Totals(bins, bins, bins, number, number, number)
-
-
-def learning_rate(config: ConfigDict) -> optax.Schedule:
-    """Linear over the first `warmup_images` (0 at the first step), then constant, or a half cosine to 0 at the end."""
-    settings = config.train
-    warmup = max(settings.warmup_images / settings.batch_size, 1e-8)
-
-    def rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
-        step = jnp.asarray(step, jnp.float32)
-        ramp = jnp.minimum(step / warmup, 1) if settings.warmup_images else 1.0
-        decay = (1 + jnp.cos(jnp.pi * jnp.minimum(step / settings.steps, 1))) / 2 if settings.decay == "cosine" else 1.0
-        return jnp.asarray(settings.learning_rate * ramp * decay, jnp.float32)
-
-    return rate
-
-
-def optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam without decay or clipping."""
-    return optax.adam(learning_rate(config), b1=config.train.b1, b2=config.train.b2, eps=config.train.eps)
-
-
-def init_state(exp: experiment.Experiment) -> State:
-    """The state of step 0, a function of the seed, born on its shardings."""
-
-    def init() -> State:
-        params = exp.model.init(jax.random.fold_in(jax.random.key(exp.config.seed), 2**31))
-        zero = jnp.zeros((), jnp.int32)
-        return State(zero, params, params, optimizer(exp.config).init(params), zero)
-
-    return jax.jit(init, out_shardings=mesh.replicated(exp.mesh))()
-
-
-def abstract_state(exp: experiment.Experiment) -> State:
-    """Shapes, dtypes and shardings of `init_state`, without computing it."""
-    state = jax.eval_shape(lambda: init_state(exp))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh.replicated(exp.mesh)), state)
-
-
-def _ema_decay(config: ConfigDict, step: Int32[Array, ""]) -> Float[Array, ""]:
-    """0.5^(batch / half-life), the half-life in images, at most a share of the images seen so far."""
-    settings = config.train
-    seen = step.astype(jnp.float32) * settings.batch_size
-    halflife = jnp.minimum(settings.ema_halflife_images, settings.ema_rampup_ratio * seen)
-    return jnp.exp2(-settings.batch_size / jnp.maximum(halflife, 1e-8))
-
-
-def _finite(gradient: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    return jnp.nan_to_num(gradient, nan=0.0, posinf=1e5, neginf=-1e5)
-
-
-def _add_errors(totals: Totals, example: loss.Example, s: Array, errors: loss.Errors, norm: Array, ok: Array) -> Totals:
-    pixels = math.prod(example.x.shape[1:])
-    bins = jax.nn.one_hot(jnp.searchsorted(jnp.asarray(BIN_EDGES), s), len(BIN_EDGES) + 1)
-
-    def total(values: Array) -> Array:
-        return jnp.sum(bins * jnp.nan_to_num(values, posinf=0.0, neginf=0.0)[:, None], axis=0)
-
-    step = Totals(
-        images=jnp.sum(bins, axis=0),
-        blurred=total(errors.blurred / pixels),
-        residual=total(errors.residual / pixels),
-        gradient_norm=norm,
-        nonfinite=1 - ok.astype(jnp.float32),
-        steps=jnp.ones(()),
-    )
-    return jax.tree.map(jnp.add, totals, step)
-
-
-class Given(NamedTuple):
-    """What the network is told besides a state and its level: a class `[b, k]`, an augmentation `[b, 9]`."""
-
-    class_labels: Float[Array, "b k"] | None
-    augment_labels: Float[Array, "b n"] | None
-
-
-def clean_batch(
-    config: ConfigDict, key: PRNGKeyArray, images: UInt8[Array, "b h w c"], labels: Int32[Array, " b"]
-) -> tuple[Float[Array, "b h w c"], Given]:
-    """Bytes to augmented images in [-1, 1], and what the network is told of them; a label of -1 is no class."""
-    augment_key, label_key = jax.random.split(key)
-    x0, augmented, one_hot = pictures.from_uint8(images), None, None
-    if config.data.augment == "edm":
-        x0, augmented = augment.augment(augment_key, x0, config.data.augment_probability)
-    elif config.data.augment == "flip":
-        x0 = augment.flip(augment_key, x0)
-    if config.data.num_classes:
-        kept = jax.random.uniform(label_key, labels.shape) >= config.data.label_dropout
-        one_hot = jax.nn.one_hot(labels, config.data.num_classes) * kept[:, None]
-    return x0, Given(one_hot, augmented)
-
-
-Step = Callable[[State, Totals, UInt8[Array, "b h w c"], Int32[Array, " b"]], tuple[State, Totals, Float[Array, ""]]]
-
-
-def make_step(exp: experiment.Experiment) -> Step:
-    """The pure train step (state, totals, images, labels) -> (state, totals, loss). Nothing in it is jitted yet."""
-    config, parts, tx = exp.config, exp.config.train.accumulation, optimizer(exp.config)
-
-    def objective(params: PyTree, example: loss.Example, given: Given, dropout_key: PRNGKeyArray):
-        def predict(x: Array, t: Array):
-            return exp.model.predict(params, x, t, *given, dropout_key=dropout_key)
-
-        return loss.two_head(predict, example, exp.model.preconditioning.weight, config.train.residual_weight)
-
-    def gradients(params: PyTree, example: loss.Example, given: Given, dropout_key: PRNGKeyArray):
-        """Loss, errors and gradients of the whole batch, `parts` slices of it at a time."""
-        differentiate = jax.value_and_grad(objective, has_aux=True)
-
-        def slice_of_each(batch: Array) -> Array:
-            # Image i goes to slice i % parts: every slice is spread over all devices as the batch is.
-            return batch.reshape(-1, parts, *batch.shape[1:]).swapaxes(0, 1)
-
-        def one_slice(total: tuple[Array, PyTree], part: tuple):
-            batch, labels, number = part
-            (value, errors), grads = differentiate(params, batch, labels, jax.random.fold_in(dropout_key, number))
-            return jax.tree.map(lambda a, b: a + b / parts, total, (value, grads)), errors
-
-        if parts == 1:
-            (value, errors), grads = differentiate(params, example, given, dropout_key)
-            return value, errors, grads
-        zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
-        sliced = jax.tree.map(slice_of_each, (example, given))
-        (value, grads), errors = jax.lax.scan(one_slice, zero, (*sliced, jnp.arange(parts)))
-        return value, jax.tree.map(lambda e: e.swapaxes(0, 1).reshape(-1), errors), grads
-
-    def step(state: State, totals: Totals, images: Array, labels: Array) -> tuple[State, Totals, Array]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        data_key, draw_key, dropout_key = jax.random.split(key, 3)
-        x0, given = clean_batch(config, data_key, images, labels)
-        example = loss.draw(exp.process, draw_key, x0)
-        value, errors, grads = gradients(state.params, example, given, dropout_key)
-        norm, ok = optax.global_norm(grads), jnp.isfinite(value)
-        updates, optimizer_state = tx.update(jax.tree.map(_finite, grads), state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = optax.incremental_update(params, state.ema, 1 - _ema_decay(config, state.step))
-        nonfinite = jnp.where(ok, 0, state.nonfinite + 1)
-        totals = _add_errors(totals, example, exp.process.noise(example.t), errors, jnp.where(ok, norm, 0), ok)
-        return State(state.step + 1, params, ema, optimizer_state, nonfinite), totals, value
-
-    return step
-
-
-def compile_step(exp: experiment.Experiment) -> jax.stages.Compiled:
-    """The step compiled for the mesh, ahead of time: batch split over the devices, state donated."""
-    same, split = mesh.replicated(exp.mesh), mesh.split(exp.mesh)
-    jitted = jax.jit(
-        make_step(exp), in_shardings=(same, same, split, split), out_shardings=(same, same, same), donate_argnums=(0, 1)
-    )
-    batch = exp.config.train.batch_size
-    totals = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), zero_totals())
-    images = jax.ShapeDtypeStruct((batch, *exp.process.image_shape), jnp.uint8)
-    return jitted.lower(abstract_state(exp), totals, images, jax.ShapeDtypeStruct((batch,), jnp.int32)).compile()
-
-
-# ── The loop ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclasses.dataclass(frozen=True)
