@@ -49,10 +49,17 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def restore(self, step: int, **abstract: PyTree[jax.ShapeDtypeStruct]) -> dict[str, PyTree]:
-        """The named items (`train=`, `ema=`) of one checkpoint, on the shardings of their abstract trees."""
+        """The named items (`train=`, `ema=`) of one checkpoint, on the shardings of their abstract trees.
+
+        ValueError where it cannot be read.
+        """
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        return {name: restored[name] for name in abstract}
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+            return {name: restored[name] for name in abstract}
+        except Exception as error:  # whatever a damaged file makes of Orbax's readers
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise ValueError(f"checkpoint {step} in {self.folder} cannot be read ({reason})") from error
 
     def restore_latest(self, **abstract: PyTree[jax.ShapeDtypeStruct]) -> tuple[int, dict[str, PyTree]] | None:
         """(step, items) of the newest checkpoint that is whole; None where there is none at all.
@@ -66,14 +73,14 @@ class Checkpoints:
         for step in steps:
             try:
                 items = self.restore(step, **abstract)
-            except Exception as error:  # whatever a damaged file makes of Orbax's readers; named in the warning
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-                logging.warning("checkpoint %d in %s is damaged (%s); trying the one before", step, self.folder, reason)
+            except ValueError as error:
+                reason = str(error)
+                logging.warning("%s; trying the one before", reason)
                 continue
             yield step, items
         if steps and reason:
             raise ValueError(
-                f"none of the checkpoints {steps} in {self.folder} can be read (the last: {reason}); "
+                f"none of the checkpoints {steps} in {self.folder} can be read: {reason}; "
                 "move the folder away to start anew"
             )
 

@@ -4,6 +4,7 @@ The programs stand on this: it alone knows how a config names a process, a netwo
 """
 
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -243,6 +244,13 @@ def save_data(source: Source, workdir: pathlib.Path) -> None:
     seen = {"source": source.spec, "images": len(source), "fingerprint": source.fingerprint}
     seen |= {"skipped": list(source.skipped)}
     write_atomically(workdir / "data.json", json.dumps(seen, indent=2).encode() + b"\n")
+
+
+def save_spectrum(power: np.ndarray, workdir: pathlib.Path) -> None:
+    """Writes `spectrum.npz`."""
+    content = io.BytesIO()
+    np.savez(content, power=power)
+    write_atomically(workdir / "spectrum.npz", content.getvalue())
 
 
 def load_spectrum(config: ConfigDict, workdir: pathlib.Path) -> np.ndarray | None:

@@ -169,6 +169,8 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, seeds: str, out: str, ste
         )
     target = pathlib.Path(out) if out else workdir / "samples"
     experiment.check_writable(target.parent if target.suffix in (".npz", ".png") else target)
+    if target.is_dir() and not (target / "samples.json").exists() and _drawn_images(target):
+        raise ValueError(f"{target} has images that were not made by --mode=sample; name another --out")
     return Run(experiment.build(config, spectrum), workdir, step, numbers, target)
 
 
@@ -194,6 +196,11 @@ def made_with(run: Run, step: int) -> dict:
     )
 
 
+def _drawn_images(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files in `folder` that are named as samples are."""
+    return [path for path in folder.glob("*.png") if re.fullmatch(r"\d{6,}|grid", path.stem)]
+
+
 class _Folder:
     """Samples as PNG files, one a seed, and `grid.png`. Those that the same weights and settings made are kept."""
 
@@ -201,19 +208,18 @@ class _Folder:
         self._out, note = out, out / "samples.json"
         text = json.dumps(made_with, indent=2)
         if not (note.exists() and note.read_text() == text):
-            for stale in out.glob("*.png"):
-                if re.fullmatch(r"\d{6,}|grid", stale.stem):
-                    stale.unlink()
+            for stale in _drawn_images(out):
+                stale.unlink()
             experiment.write_atomically(note, text.encode())
 
     def _path(self, seed: int) -> pathlib.Path:
         return self._out / f"{seed:06d}.png"
 
     def missing(self, seeds: np.ndarray) -> np.ndarray:
-        return np.array([seed for seed in seeds if not self._path(seed).exists()], seeds.dtype)
+        return np.array([seed for seed in seeds.tolist() if not self._path(seed).exists()], seeds.dtype)
 
     def add(self, seeds: np.ndarray, samples: Samples) -> None:
-        for seed, image in zip(seeds, samples.images, strict=True):
+        for seed, image in zip(seeds.tolist(), samples.images, strict=True):
             pictures.save_png(self._path(seed), image)
 
     def pause(self) -> None:
@@ -221,7 +227,7 @@ class _Folder:
 
     def finish(self, seeds: np.ndarray) -> str:
         shown = seeds[:_GRID_IMAGES]
-        images = np.stack([pictures.load_png(self._path(seed)) for seed in shown])
+        images = np.stack([pictures.load_png(self._path(seed)) for seed in shown.tolist()])
         pictures.save_png(self._out / "grid.png", pictures.grid(images), scale=_grid_scale(images))
         return f"{len(seeds)} PNG files and grid.png (the first {len(shown)}) in {self._out}"
 

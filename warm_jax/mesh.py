@@ -6,10 +6,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 BATCH_AXIS = "data"
 
 
-def make_mesh() -> Mesh:
-    """A mesh of all devices of all processes with one axis, over which batches are split."""
+def make_mesh(count: int | None = None) -> Mesh:
+    """A mesh with one axis, over which batches are split, of all devices of all processes, or the first `count`."""
+    devices = jax.devices()[:count]
     # Auto on purpose: shardings are given at the borders of a step, and the compiler finds the rest.
-    return jax.make_mesh((jax.device_count(),), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
+    return jax.make_mesh((len(devices),), (BATCH_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -57,7 +57,7 @@ def learning_rate(config: ConfigDict) -> optax.Schedule:
         step = jnp.asarray(step, jnp.float32)
         ramp = jnp.minimum(step / warmup, 1) if settings.warmup_images else 1.0
         decay = (1 + jnp.cos(jnp.pi * jnp.minimum(step / settings.steps, 1))) / 2 if settings.decay == "cosine" else 1.0
-        return settings.learning_rate * ramp * decay
+        return jnp.asarray(settings.learning_rate * ramp * decay, jnp.float32)
 
     return rate
 

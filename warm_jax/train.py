@@ -61,15 +61,17 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
             f"set it to {source.num_classes}, or to 0 to ignore classes"
         )
     experiment.check_writable(workdir)
-    if any((workdir / "checkpoints").glob("[0-9]*")):
+    begun = any((workdir / "checkpoints").glob("[0-9]*"))
+    if begun:
         experiment.check_same(config, workdir, experiment.MODEL_KEYS + experiment.RUN_KEYS)
         experiment.check_same_data(source, workdir, config.data.allow_changed)
     spectrum = None
     if experiment.needs_spectrum(config):
-        spectrum = experiment.load_spectrum(config, workdir)
+        # One that a run left without a checkpoint may be of other images.
+        spectrum = experiment.load_spectrum(config, workdir) if begun else None
         if spectrum is None:
             spectrum = experiment.measure_spectrum(source)
-            np.savez(workdir / "spectrum.npz", power=spectrum)
+            experiment.save_spectrum(spectrum, workdir)
     return Run(experiment.build(config, spectrum), source, workdir)
 
 
