@@ -162,7 +162,7 @@ def test_all_damaged(tmp_path, sound):
     for step in (5, 10):
         shutil.rmtree(folder / str(step) / "ema")
     with pytest.raises(
-        ValueError, match=r"none of the checkpoints \[10, 5\] in .* can be read .* move the folder away"
+        ValueError, match=r"none of the checkpoints \[10, 5\] in .* can be read: .*; move the folder away"
     ):
         restore(folder)
 

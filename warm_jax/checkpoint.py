@@ -46,7 +46,7 @@ class Checkpoints:
         if step not in self._manager.all_steps():
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         if wait:
-            self._manager.wait_until_finished()
+            self.wait()
 
     def restore(self, step: int, **abstract: PyTree[jax.ShapeDtypeStruct]) -> dict[str, PyTree]:
         """The named items (`train=`, `ema=`) of one checkpoint, on the shardings of their abstract trees.
@@ -90,7 +90,11 @@ class Checkpoints:
             if newer > step:
                 self._manager.delete(newer)
 
-    def close(self) -> None:
-        """Waits for what is being saved."""
+    def wait(self) -> None:
+        """Returns when what is being saved is on disk."""
         self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for what is being saved, and ends."""
+        self.wait()
         self._manager.close()

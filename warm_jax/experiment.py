@@ -62,8 +62,10 @@ class Experiment:
 
 
 def lookup(config: ConfigDict, key: str):
-    """The value at a dotted key."""
+    """The value at a dotted key; ValueError where a config file leaves it out."""
     for part in key.split("."):
+        if part not in config:
+            raise ValueError(f"the config has no {key}; add it, as in configs/fashion_mnist.py")
         config = config[part]
     return config
 
@@ -73,6 +75,8 @@ def check_values(config: ConfigDict) -> None:
     for key, least in _AT_LEAST.items():
         if not lookup(config, key) >= least:
             raise ValueError(f"{key} is {lookup(config, key)}; it must be at least {least}")
+    if config.seed >= 2**32:
+        raise ValueError(f"seed is {config.seed}; it must be below 2^32")
     for key in _ABOVE_ZERO:
         if not 0 < lookup(config, key) < float("inf"):
             raise ValueError(f"{key} is {lookup(config, key)}; it must be above 0")

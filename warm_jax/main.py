@@ -48,14 +48,26 @@ _FROM_INCEPTION = flags.DEFINE_string("from_inception", "", "convert: the publis
 
 
 def _fail(error: Exception | str, status: int) -> int:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # A KeyError's text is the repr of its message, which hides the line breaks of "did you mean".
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    lines = str(text).strip().splitlines() or [type(error).__name__]
     print(f"error: {' '.join(line.strip() for line in lines)}", file=sys.stderr)
     return status
+
+
+def _check_config_file(argv: list[str]) -> None:
+    """Raises flags.Error where --config names no file, which ml_collections would say late and at length."""
+    for argument in argv[1:]:
+        name, _, value = argument.partition("=")
+        if name in ("--config", "-config") and "=" in argument and not pathlib.Path(value.partition(":")[0]).is_file():
+            known = ", ".join(sorted(map(str, pathlib.Path("configs").glob("*.py"))))
+            raise flags.Error(f"--config={value}: no such file; {f'there are {known}' if known else 'name another'}")
 
 
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags; what is wrong with them is one line on stderr and exit status 2."""
     try:
+        _check_config_file(argv)
         rest = flags.FLAGS(argv)
         if _CONFIG.value is None and _MODE.value not in WITHOUT_CONFIG and not _help_wanted():
             raise flags.Error("--config=FILE is missing, for example --config=configs/fashion_mnist.py")

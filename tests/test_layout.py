@@ -1,0 +1,156 @@
+"""What stands on what, read from the imports; and what a run must not load."""
+
+import ast
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / "warm_jax"
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+PROGRAMS = ("train", "generate", "restore", "evaluate", "preflight", "prepare", "inspect", "analysis", "convert")
+
+
+def imports(path):
+    """Every module that a file imports, anywhere in it, as dotted names; `from a import b` gives a and a.b."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own(name):
+    """The modules of this package that a module imports, without the packages they are in."""
+    return {other for other in imports(MODULES[name]) if other in MODULES and MODULES[other].name != "__init__.py"}
+
+
+def within(*parts):
+    """The modules in these subpackages, or of these names."""
+    prefixes = [f"warm_jax.{part}" for part in parts]
+    return {name for name in MODULES if any(name == p or name.startswith(f"{p}.") for p in prefixes)}
+
+
+def test_the_modules_are_found():
+    assert within("diffusion.dct", "models.unet", "train", "main", "checkpoint", "mesh") <= MODULES.keys()
+    assert "warm_jax.diffusion.dct" in own("warm_jax.diffusion.process")
+    assert "warm_jax.train" in own("warm_jax.main")
+
+
+@pytest.mark.parametrize(
+    ("module", "allowed"),
+    [
+        ("diffusion.dct", []),
+        ("diffusion.bnr", ["dct"]),
+        ("diffusion.process", ["dct", "bnr"]),
+        ("diffusion.loss", ["dct", "bnr", "process"]),
+        ("diffusion.sampler", ["dct", "bnr", "process"]),
+        ("diffusion.oracle", ["dct", "bnr", "process"]),
+    ],
+)
+def test_diffusion_stands_on_itself(module, allowed):
+    assert own(f"warm_jax.{module}") <= {f"warm_jax.diffusion.{name}" for name in allowed}
+
+
+@pytest.mark.parametrize("name", sorted(within("diffusion")))
+def test_diffusion_is_jax_and_numpy_only(name):
+    outside = {other.split(".")[0] for other in imports(MODULES[name])} - set(sys.stdlib_module_names)
+    assert outside <= {"jax", "jaxtyping", "numpy", "warm_jax"}
+
+
+def test_the_denoiser_stands_on_diffusion_and_the_networks_on_nothing():
+    assert own("warm_jax.models.denoiser") <= within("diffusion")
+    for name in within("models") - {"warm_jax.models.denoiser"}:
+        assert not own(name) - within("models"), name
+    assert "warm_jax.models.denoiser" not in own("warm_jax.models.unet")
+
+
+@pytest.mark.parametrize("room", [["models.unet", "models.adm"], ["metrics"], ["data"], ["mesh"], ["checkpoint"]])
+def test_rooms_know_nothing_of_one_another(room):
+    rooms = within("models", "metrics", "data", "mesh", "checkpoint") | within("step", "experiment", "main", *PROGRAMS)
+    for name in within(*room):
+        assert not own(name) & (rooms - within(*room)), name
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_who_may_import_what(name):
+    found = imports(MODULES[name])
+    roots = {other.split(".")[0] for other in found}
+    assert "orbax" not in roots or name == "warm_jax.checkpoint"
+    assert "flax" not in roots or name in within("models") | {"warm_jax.metrics.inception"}
+    assert not roots & {"tensorflow_datasets", "grain"} or name in within("data")
+    assert not roots & {"tensorflow", "tensorboard", "torch", "pandas", "sklearn"}
+    assert not any(other.startswith(("clu.metric_writers", "clu.periodic_actions")) for other in found)
+    assert not roots & {"configs", "tests"}
+    configured = within("experiment", "step", "main", *PROGRAMS)
+    assert "ml_collections" not in roots or name in configured
+    if "warm_jax.main" in own(name) | {name}:
+        assert name == "warm_jax.main"  # nobody imports the command line
+    for program in within(*PROGRAMS) & own(name):
+        assert name in within("main", *PROGRAMS), f"{name} imports the program {program}"
+
+
+def test_no_circles():
+    done, doing = set(), []
+
+    def visit(name):
+        assert name not in doing, f"a circle: {' → '.join([*doing[doing.index(name) :], name])}"
+        if name not in done:
+            doing.append(name)
+            for other in sorted(own(name)):
+                visit(other)
+            done.add(doing.pop())
+
+    for name in MODULES:
+        visit(name)
+
+
+def test_configs_stand_alone():
+    for path in (ROOT / "configs").glob("*.py"):
+        assert {name.split(".")[0] for name in imports(path)} <= {"ml_collections", "configs"}, path
+
+
+def test_no_attics():
+    assert not [path for path in ROOT.glob("**/util*.py") if ".venv" not in path.parts]
+    for path in PACKAGE.rglob("__init__.py"):
+        assert path.parent == PACKAGE or not path.read_text().strip(), f"{path} is not empty"
+
+
+def test_ci_runs_the_readmes_test_command():
+    """One command, in one place: .ci/run takes it from the README."""
+    script, readme = (ROOT / ".ci" / "run").read_text(), (ROOT / "README.md").read_text()
+    commands = [line for line in readme.splitlines() if "-m pytest" in line]
+    assert commands and commands[0].startswith("python3 -m venv .venv && ") and '".[test]"' in commands[0]
+    pattern = re.search(r"\$\((grep .* README\.md)\)", script)
+    found = subprocess.run(["bash", "-c", pattern[1]], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert found.strip() == commands[0].strip()
+    assert "ruff check ." in script and "rm -rf .venv" in script and "set -euo pipefail" in script
+
+
+def test_no_tensorflow_to_train():
+    """In a process of its own, after one step of training and a sample: tensorflow is not even looked at."""
+    code = """
+import sys
+sys.path.insert(0, "tests")
+import jax, tiny
+from warm_jax import generate, main, mesh, step, train
+exp = tiny.build()
+state = step.init_state(exp)
+totals = jax.device_put(step.zero_totals(), mesh.replicated(exp.mesh))
+import numpy as np
+images, labels = np.zeros((16, 28, 28, 1), np.uint8), np.zeros(16, np.int32)
+state, *_ = step.compile_step(exp)(state, totals, images, labels)
+generate.Sampler(exp, batch_size=2)(state.ema, np.arange(2))
+print([name for name in sys.modules if name.split(".")[0] in ("tensorflow", "tensorboard", "torch")])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
