@@ -1,8 +1,6 @@
 """CIFAR-10 at 32×32, unconditional: the paper's main experiment, EDM's DDPM++ recipe with blur and noise at BNR 0.5.
 
-    curl -LO https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz
-    python -m warm_jax.main --config=configs/cifar10.py --mode=prepare \\
-        --images=cifar10:cifar-10-binary.tar.gz --out=data/cifar10-32x32.zip
+    curl --create-dirs -o data/cifar-10-binary.tar.gz https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz
     python -m warm_jax.main --config=configs/cifar10.py        # warm, BNR 0.5
     python -m warm_jax.main --config=configs/cifar10.py:hot    # EDM
 
@@ -20,11 +18,9 @@ def get_config(system: str = "warm") -> ConfigDict:
     config.seed = 0
 
     data = config.data = ConfigDict()
-    data.source = "zip:data/cifar10-32x32.zip"
+    data.source = "cifar10:data/cifar-10-binary.tar.gz"  # or what --mode=prepare made of it, or EDM's zip
     data.instructions = (  # shown where the source is missing
-        "curl -LO https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz && "
-        "python -m warm_jax.main --config=configs/cifar10.py --mode=prepare "
-        "--images=cifar10:cifar-10-binary.tar.gz --out=data/cifar10-32x32.zip"
+        "curl --create-dirs -o data/cifar-10-binary.tar.gz https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
     )
     data.image_size = 32
     data.channels = 3

@@ -292,7 +292,7 @@ def test_no_config(run):
 def test_missing_cifar10_says_how_to_get_it(run, tmp_path):
     result = run("--config=configs/cifar10.py", f"--workdir={tmp_path}", f"--config.data.source=zip:{tmp_path}/no.zip")
     assert_refused(
-        result, "no.zip", "curl -LO https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "--mode=prepare"
+        result, "no.zip", "data/cifar-10-binary.tar.gz https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
     )
 
 
