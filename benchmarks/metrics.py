@@ -41,9 +41,7 @@ def extraction(extractor: Extractor, shape: tuple[int, ...], count: int, batch: 
     images = np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
     mesh = jax.make_mesh((jax.device_count(),), ("data",))
     sharding = NamedSharding(mesh, P("data"))
-    list(
-        extract(extractor, [images[:batch]], batch, sharding)
-    )  # compiles; extract compiles its own, cached on disk or not
+    list(extract(extractor, [images[:batch]], batch, sharding))  # compiles
 
     network = jax.jit(extractor.apply)
     on_device = jax.device_put(images[:batch], sharding)

@@ -1,13 +1,17 @@
 """Batches: the same for any number of processes and from any step; the expected rows are looked up one by one."""
 
+import io
 import itertools
+import zipfile
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from warm_jax.data import arrays, order
 from warm_jax.data.pipeline import batches, load, to_device
+from warm_jax.data.sources import open_source
 
 
 def numbered(count):
@@ -97,12 +101,39 @@ def test_grain_gives_each_process_its_rows(processes):
         np.testing.assert_array_equal(np.concatenate([part[step].images for part in parts]), whole.images)
 
 
-def test_two_workers_give_the_same_batches():
-    source = numbered(10)
-    expected = take(source, 7, seed=2, batch_size=4, start_step=5)
-    iterator = batches(source, seed=2, batch_size=4, start_step=5, num_workers=2, **GRAIN)
-    assert all(same(a, b) for a, b in zip(expected, itertools.islice(iterator, 7), strict=True))
-    iterator.close()
+def write_zip(path, contents):
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, content in enumerate(contents):
+            archive.writestr(f"{i}.png", content)
+    return open_source(f"zip:{path}")
+
+
+def encoded(pixels):
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_two_workers_give_the_same_batches(tmp_path):
+    source = write_zip(tmp_path / "set.zip", [encoded(pixels) for pixels in numbered(10).images])
+    expected = take(numbered(10), 7, seed=2, batch_size=4, start_step=5)
+    for num_workers in (0, 2):
+        iterator = batches(source, seed=2, batch_size=4, start_step=5, num_workers=num_workers, **GRAIN)
+        for batch, found in zip(expected, itertools.islice(iterator, 7), strict=True):
+            np.testing.assert_array_equal(found.images, batch.images)
+        iterator.close()
+    assert same(next(batches(source, seed=2, batch_size=4, start_step=5))[:1], expected[0][:1])  # from memory
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_broken_image_is_named_from_threads_and_workers(tmp_path, num_workers):
+    content = encoded(numbered(1).images[0])
+    source = write_zip(tmp_path / "set.zip", [content, content, content[:30], content])
+    iterator = batches(source, seed=0, batch_size=4, num_workers=num_workers, **GRAIN)
+    with pytest.raises(ValueError, match=r"set.zip: 2.png: not a readable PNG"):
+        next(iterator)
+    with pytest.raises(ValueError, match=r"set.zip: 2.png: not a readable PNG"):
+        batches(source, seed=0, batch_size=4)  # in memory, it is found at the start
 
 
 def test_load_reads_all_once():

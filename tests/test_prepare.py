@@ -57,6 +57,19 @@ def test_crop_and_resize_are_pillows(tmp_path, suffix):
     assert labels.tolist() == [2, 0, 1, 1] and source.num_classes == 3
 
 
+def test_lsun_church_from_lmdb(tmp_path):
+    lmdb = pytest.importorskip("lmdb")
+    pictures = {b"%040x" % i: picture(32, 48, i) for i in range(3)}
+    environment = lmdb.open(str(tmp_path / "church_outdoor_train_lmdb"), map_size=1 << 20)
+    with environment, environment.begin(write=True) as transaction:
+        for name, image in pictures.items():
+            transaction.put(name, encode(image, "WEBP", lossless=True))
+    source = run(f"lmdb:{tmp_path / 'church_outdoor_train_lmdb'}", tmp_path / "out.zip", image_size=8, channels=3)
+    for found, image in zip(source.read(np.arange(3))[0], pictures.values(), strict=True):
+        square = image.crop((8, 0, 40, 32))
+        np.testing.assert_array_equal(found, np.asarray(square.resize((8, 8), Image.Resampling.LANCZOS)))
+
+
 def test_edm_layout(tmp_path):
     pixels = RANDOM.randint(0, 256, (1005, 2, 2, 3)).astype(np.uint8)
     np.savez(tmp_path / "in.npz", images=pixels, labels=np.arange(1005) % 7)
@@ -154,6 +167,9 @@ def test_again_and_otherwise(tmp_path, capsys, monkeypatch):
     run(spec, tmp_path / "out.zip", image_size=4)
     run(spec, tmp_path / "out.zip", image_size=4)
     assert "nothing to do" in capsys.readouterr().out
+    (tmp_path / "moved.zip").write_bytes((tmp_path / "in.zip").read_bytes())
+    run(f"zip:{tmp_path / 'moved.zip'}", tmp_path / "out.zip", image_size=4)
+    assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(ValueError, match="of other settings"):
         run(spec, tmp_path / "out.zip", image_size=8)
     monkeypatch.setattr(prepare, "_assemble", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -166,7 +182,7 @@ def test_again_and_otherwise(tmp_path, capsys, monkeypatch):
 def test_broken_images(tmp_path, caplog):
     pictures = [picture(8, 8, 0), b"<html>", picture(8, 8, 2), encode(picture(8, 8, 3))[:-50]]
     spec = write(tmp_path / "in.zip", pictures, [0, 1, 2, 3])
-    with pytest.raises(ValueError, match=r"001.png: not a readable PNG.*on_error=skip"):
+    with pytest.raises(ValueError, match=r"001.png: not a readable PNG.*data.on_error=skip"):
         run(spec, tmp_path / "out.zip", image_size=4)
     source = run(spec, tmp_path / "skip.zip", image_size=4, on_error="skip")
     assert source.read(np.arange(2))[1].tolist() == [0, 2]

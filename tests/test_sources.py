@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import struct
 import subprocess
@@ -9,12 +10,13 @@ import sys
 import tarfile
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from warm_jax.data import arrays, images, manifest
+from warm_jax.data import arrays, images, manifest, records
 from warm_jax.data.sources import open_items, open_source
 
 RANDOM = np.random.RandomState(0)
@@ -111,6 +113,10 @@ def test_lmdb_round_trip(tmp_path):
     pixels, labels = pickle.loads(pickle.dumps(source)).read(np.array([2, 0, 3, 1]))
     np.testing.assert_array_equal(pixels, COLOUR[[2, 0, 3, 1]])  # in the order of keys
     assert labels.tolist() == [-1] * 4 and open_items(source.spec).name(2) == f"{2:040x}"
+    records._environment.cache_clear()  # as in a new worker, all of whose threads open the database
+    with ThreadPoolExecutor(8) as pool:
+        parts = list(pool.map(lambda i: source.read(np.array([i]))[0][0], [0, 1, 2, 3] * 20))
+    np.testing.assert_array_equal(parts, np.tile(COLOUR[:4], (20, 1, 1, 1)))
 
 
 def test_cifar10_round_trip(tmp_path):
@@ -238,6 +244,7 @@ def test_odd_images_are_named_or_skipped(tmp_path, caplog, what, write):
     np.testing.assert_array_equal(pixels, np.delete(COLOUR, 2, axis=0))
     assert labels.tolist() == [4, 0, 1, 2, 0] and source.num_classes == 5
     assert len(source.skipped) == 1 and "img00000002.png" in source.skipped[0]
+    assert source.fingerprint != open_source(spec).fingerprint
     assert "skipped 1 of 6 images" in caplog.text and "img00000002.png" in caplog.text
 
 
@@ -331,6 +338,22 @@ def test_no_permission(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.open", refuse)  # a test that runs as root can read everything
     with pytest.raises(PermissionError, match=r"set.zip"):
         open_source(spec)
+
+
+def test_what_is_no_file_in_a_folder(tmp_path, monkeypatch):
+    spec = write_folder(tmp_path / "set", pngs())
+    os.mkfifo(tmp_path / "set" / "pipe.png")
+    with pytest.raises(ValueError, match=r"pipe.png: not a file"):
+        open_source(spec)
+    (tmp_path / "set" / "pipe.png").unlink()
+    (tmp_path / "set" / "pipe.png").symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError, match=r"pipe.png"):
+        open_source(spec)
+    (tmp_path / "set" / "pipe.png").unlink()
+    os.truncate(tmp_path / "set" / names()[3], images.MAX_BYTES + 1)  # sparse: it takes no room
+    monkeypatch.setattr("warm_jax.data.files._HASHED_BYTES", 1 << 20)
+    with pytest.raises(ValueError, match=r"img00000003.png: has 536870913 bytes, the limit is"):
+        open_source(spec).read(np.array([3]))
 
 
 def test_npz_errors(tmp_path):

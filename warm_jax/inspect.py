@@ -158,7 +158,7 @@ def contact_sheet(items: Items, good: list[int], labels: list[int]) -> Image.Ima
     sheet = Image.new("RGB", (10 * (cell + 2), len(rows) * (cell + 2)), "white")
     for y, row in enumerate(pictures):
         for x, picture in enumerate(row):
-            scale = cell / largest
+            scale = cell / max(picture.size)
             size = [max(1, round(length * scale)) for length in picture.size]
             method = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
             sheet.paste(picture.resize(size, method), (x * (cell + 2) + 1, y * (cell + 2) + 1))

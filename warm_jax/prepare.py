@@ -109,10 +109,15 @@ def _check_arguments(target: pathlib.Path, image_size, channels: int | None, cro
 
 def _already_there(target: pathlib.Path, settings: dict) -> int:
     described = manifest.read(target)
-    if described is None or described.settings != settings:
+    if described is None or _changed(described.settings, settings):
         raise ValueError(f"{target} is there, of other settings or without a manifest; remove it or name another")
     print(f"{target} is there already, with these settings: nothing to do")
     return 0
+
+
+def _changed(before: dict, settings: dict) -> list[str]:
+    # The same source may have another name now; its fingerprint tells.
+    return [key for key in settings if key != "source" and before.get(key) != settings[key]]
 
 
 def _claim(partial: pathlib.Path, settings: dict) -> None:
@@ -123,7 +128,7 @@ def _claim(partial: pathlib.Path, settings: dict) -> None:
             before = json.loads(file.read_text("utf-8"))
         except ValueError as error:
             raise ValueError(f"{file} is broken ({error}); delete {partial}") from error
-        if changed := [key for key in settings if before.get(key) != settings[key]]:
+        if changed := _changed(before, settings):
             was = ", ".join(f"{key} was {before.get(key)!r}, is {settings[key]!r}" for key in changed)
             raise ValueError(f"{partial} is unfinished work of other settings ({was}); delete it to begin anew")
         return
@@ -144,9 +149,9 @@ def _write_chunk(path: pathlib.Path, start: int, items: Items, settings: dict, p
         try:
             return _make(items, index, settings)
         except (ValueError, OSError) as error:
-            if settings["on_error"] == "skip":
-                return str(error)
-            raise ValueError(f"{error}; or leave such images out with on_error=skip") from error
+            if settings["on_error"] == "raise":
+                raise
+            return str(error)
 
     made = list(pool.map(make, range(start, min(start + CHUNK, len(items)))))
     part = path.with_suffix(".part")

@@ -177,7 +177,7 @@ def make_step(exp: experiment.Experiment) -> Step:
         x0, given = clean_batch(config, data_key, images, labels)
         example = loss.draw(exp.process, draw_key, x0)
         value, errors, grads = gradients(state.params, example, given, dropout_key)
-        norm, ok = optax.global_norm(grads), jnp.isfinite(value)
+        norm, ok = optax.tree.norm(grads), jnp.isfinite(value)
         updates, optimizer_state = tx.update(jax.tree.map(_finite, grads), state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = optax.incremental_update(params, state.ema, 1 - _ema_decay(config, state.step))

@@ -110,7 +110,7 @@ def transform(images: Float[Array, "b h w c"], draws: Draws) -> Float[Array, "b 
     height, width = images.shape[1:3]
     images = _mirror(images, draws.x_flip == 1, axis=2)
     images = _mirror(images, draws.y_flip == 1, axis=1)
-    shift = 0.125 * draws.translation * jnp.array([width, height], jnp.float32)
+    shift = 0.125 * draws.translation * jnp.array([[width, height]], jnp.float32)
     return warp(images, _inverse(draws), shift)
 
 

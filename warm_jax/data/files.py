@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import stat
 import zipfile
 
 import numpy as np
@@ -45,6 +46,8 @@ class Files:
         """The encoded image and its class; ValueError where the zip is broken there."""
         name = self.names[index]
         if self.stamp is None:
+            if (size := (self.path / name).stat().st_size) > images.MAX_BYTES:
+                raise ValueError(f"{self.path / name}: has {size} bytes, the limit is {images.MAX_BYTES}; replace it")
             return (self.path / name).read_bytes(), int(self.labels[index])
         return _read(_archive(self.path, self.stamp, os.getpid()), name, self.path), int(self.labels[index])
 
@@ -57,12 +60,15 @@ def open_folder(path: pathlib.Path) -> Files:
         for name in files:
             file = pathlib.Path(folder, name)
             if _is_image(name := file.relative_to(path).as_posix()):
-                sizes[name] = file.stat().st_size
+                found = file.stat()
+                if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
+                    raise ValueError(f"{file}: not a file; remove it")
+                sizes[name] = found.st_size
     names, whole = sorted(sizes), sum(sizes.values()) <= _HASHED_BYTES
     digest = hashlib.sha256()
     for name in names:
         content = hashlib.sha256((path / name).read_bytes()).hexdigest() if whole else ""
-        digest.update(f"{name} {sizes[name]} {content}\n".encode())
+        digest.update(f"{name} {sizes[name]} {content}\n".encode(errors="surrogateescape"))
     text = (path / _LABELS).read_bytes() if (path / _LABELS).is_file() else None
     digest.update(text or b"")
     labels, num_classes = _labels(text, names, str(path))
@@ -101,8 +107,8 @@ def _is_image(name: str) -> bool:
 
 
 def _stamp(path: pathlib.Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_mtime_ns, stat.st_size
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
 
 
 @functools.lru_cache(maxsize=16)
@@ -120,7 +126,7 @@ def _read(archive: zipfile.ZipFile, name: str, path: pathlib.Path) -> bytes:
     entry = archive.getinfo(name)
     if entry.file_size > images.MAX_BYTES:
         raise ValueError(
-            f"{path}: {name} unpacks to {entry.file_size} bytes, the limit is {images.MAX_BYTES}; leave it out"
+            f"{path}: {name} unpacks to {entry.file_size} bytes, the limit is {images.MAX_BYTES}; replace it"
         )
     try:
         return archive.read(entry)  # never more than file_size bytes; checks the CRC

@@ -14,7 +14,6 @@ Limits: 64 megapixels an image, 512 MiB a file; both are checked before anything
 """
 
 import io
-import warnings
 
 import numpy as np
 from jaxtyping import UInt8
@@ -34,23 +33,24 @@ def open_picture(content: bytes | np.ndarray, name: str) -> Image.Image:
     if isinstance(content, np.ndarray):
         return Image.fromarray(content[..., 0] if content.shape[-1] == 1 else content)
     if len(content) > MAX_BYTES:
-        raise ValueError(f"{name}: {len(content)} bytes, the limit is {MAX_BYTES}; leave it out")
+        raise ValueError(f"{name}: {len(content)} bytes, the limit is {MAX_BYTES}; replace it, or data.on_error=skip")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, and of bombs: the limit here is lower
-            picture = Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP"))
-            size = picture.size
-            animated = picture.format in ("PNG", "WEBP") and getattr(picture, "n_frames", 1) > 1
-            if size[0] * size[1] <= MAX_PIXELS and not animated:
-                picture.load()
+        picture = Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP"))
+        size = picture.size
+        animated = picture.format in ("PNG", "WEBP") and getattr(picture, "n_frames", 1) > 1
+        if size[0] * size[1] <= MAX_PIXELS and not animated:
+            picture.load()
     except Exception as error:  # on broken files Pillow raises OSError, SyntaxError, ValueError, struct.error, …
+        found = _reason(error)
         raise ValueError(
-            f"{name}: not a readable PNG, JPEG or WebP ({_reason(error)}); replace it or leave it out"
+            f"{name}: not a readable PNG, JPEG or WebP ({found}); replace it, or data.on_error=skip"
         ) from error
     if size[0] * size[1] > MAX_PIXELS:
-        raise ValueError(f"{name}: {size[0]}×{size[1]} pixels, the limit is {MAX_PIXELS} in all; make it smaller")
+        raise ValueError(
+            f"{name}: {size[0]}×{size[1]} pixels, the limit is {MAX_PIXELS} in all; shrink it, or data.on_error=skip"
+        )
     if animated:
-        raise ValueError(f"{name}: animated; leave it out, or save one frame of it")
+        raise ValueError(f"{name}: animated; save one frame of it, or data.on_error=skip")
     return picture
 
 
@@ -82,7 +82,9 @@ def convert(content: bytes | np.ndarray, name: str, channels: int | None) -> Ima
         try:
             picture = ImageOps.exif_transpose(picture)
         except Exception as error:  # broken EXIF: struct.error, SyntaxError, …
-            raise ValueError(f"{name}: broken EXIF ({arrays.reason(error)}); replace it or leave it out") from error
+            raise ValueError(
+                f"{name}: broken EXIF ({arrays.reason(error)}); replace it, or data.on_error=skip"
+            ) from error
     if picture.mode in ("I;16", "I;16B", "I;16L"):
         picture = Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
     if picture.mode in ("I", "F"):

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import os
 import pathlib
+import threading
 import types
 
 import numpy as np
@@ -31,6 +32,7 @@ class Lmdb:
 
     spec: str
     path: pathlib.Path
+    stamp: tuple[int, int]
     keys: np.ndarray
     fingerprint: str
     num_classes: int = 0
@@ -44,18 +46,31 @@ class Lmdb:
 
     def get(self, index: int) -> tuple[bytes, int]:
         """The encoded image, and -1."""
-        with _environment(self.path, os.getpid()).begin() as transaction:
+        with _OPENING:
+            environment = _environment(self.path, self.stamp, os.getpid())
+        with environment.begin() as transaction:
             value = transaction.get(self.keys[index : index + 1].tolist()[0])
         if value is None:
             raise ValueError(f"{self.path}: {self.keys[index]!r} is gone; the database changed while it was read")
         return value, arrays.NO_LABEL
 
 
+_OPENING = (
+    threading.Lock()
+)  # LMDB must not open a file twice in a process, and the threads of a worker all begin at once
+
+
 @functools.lru_cache(maxsize=16)
-def _environment(path: pathlib.Path, process: int):
+def _environment(path: pathlib.Path, stamp: tuple[int, int], process: int):
+    """One a process; `stamp` is the file's state, for the cache."""
     lmdb = import_package("lmdb", f"lmdb:{path}", "lmdb")
+    options = {"readonly": True, "lock": False, "readahead": False, "meminit": False, "subdir": path.is_dir()}
     try:
-        return lmdb.open(str(path), readonly=True, lock=False, readahead=False, meminit=False, subdir=path.is_dir())
+        try:
+            return lmdb.open(str(path), **options)
+        except lmdb.Error:
+            _environment.cache_clear()  # it may be open as it was before it was written again
+            return lmdb.open(str(path), **options)
     except lmdb.Error as error:
         raise ValueError(
             f"{path}: not a readable LMDB ({arrays.reason(error)}); name the folder that holds data.mdb"
@@ -64,10 +79,9 @@ def _environment(path: pathlib.Path, process: int):
 
 def open_lmdb(path: pathlib.Path) -> Lmdb:
     """An LMDB folder (or data file). Its fingerprint is of the keys and of the values' sizes."""
-    _environment.cache_clear()  # a database written again since is another one
     import_package("lmdb", f"lmdb:{path}", "lmdb")
-    _check_lmdb_size(path)
-    keys, digest, environment = [], hashlib.sha256(), _environment(path, os.getpid())
+    stamp = _check_lmdb_size(path)
+    keys, digest, environment = [], hashlib.sha256(), _environment(path, stamp, os.getpid())
     try:
         with environment.begin(buffers=True) as transaction:
             for key, value in transaction.cursor():
@@ -79,18 +93,21 @@ def open_lmdb(path: pathlib.Path) -> Lmdb:
         raise ValueError(f"{path}: no images; the path may name the wrong database")
     # numpy drops zero bytes at the end of a string
     packed = np.array(keys, object if any(k.endswith(b"\0") for k in keys) else None)
-    return Lmdb(f"lmdb:{path}", path, packed, digest.hexdigest())
+    return Lmdb(f"lmdb:{path}", path, stamp, packed, digest.hexdigest())
 
 
-def _check_lmdb_size(path: pathlib.Path) -> None:
-    # LMDB maps the file into memory: a page beyond its end would kill the process.
+def _check_lmdb_size(path: pathlib.Path) -> tuple[int, int]:
+    """The file's state. All its pages must be there: LMDB maps it, and one beyond its end would kill the process."""
     file = path / "data.mdb" if path.is_dir() else path
     if path.stat() and not file.is_file():
         raise ValueError(f"{path}: not a readable LMDB (there is no data.mdb); name the folder that holds it")
-    environment = _environment(path, os.getpid())
+    stat = file.stat()
+    stamp = (stat.st_mtime_ns, stat.st_size)
+    environment = _environment(path, stamp, os.getpid())
     needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    if file.stat().st_size < needed:
-        raise ValueError(f"{path}: broken LMDB ({file.stat().st_size} bytes of {needed}); get it again")
+    if stat.st_size < needed:
+        raise ValueError(f"{path}: broken LMDB ({stat.st_size} bytes of {needed}); get it again")
+    return stamp
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

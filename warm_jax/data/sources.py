@@ -12,6 +12,7 @@ cifar10:PATH[@test]    CIFAR-10's binary archive
 
 import collections
 import dataclasses
+import hashlib
 import logging
 import pathlib
 from concurrent.futures import ThreadPoolExecutor
@@ -60,7 +61,9 @@ class Decoded:
     @property
     def fingerprint(self) -> str:
         """That of the items, and of what was skipped of them."""
-        return self.items.fingerprint + (f"-{len(self.skipped)}skipped" if self.skipped else "")
+        if not self.skipped:
+            return self.items.fingerprint
+        return hashlib.sha256(self.items.fingerprint.encode() + self.kept.astype("<i8").tobytes()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -137,7 +140,7 @@ def _decode(items: Items, index: int, shape: tuple[int, int, int]) -> tuple[np.n
 
 
 def _skipping(items: Items, size: tuple[int, int] | None, channels: int | None) -> Decoded:
-    """All images are decoded, 256 at a time in threads; the first good one sets the shape where none is wished."""
+    """All images are decoded, 256 at a time in threads; the commonest shape is kept where none is wished."""
 
     def look(index: int) -> tuple[tuple[int, int, int] | None, str]:
         try:

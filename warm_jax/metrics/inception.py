@@ -7,7 +7,7 @@ Inception-v3s; a network without these quirks gives other numbers:
   centres (other resizers differ by tens of grey levels on 32×32 images), then scaled as (x - 128) / 128;
 * average pools over 3×3 divide by the number of pixels inside the image, not by 9;
 * the last block's pool branch takes a maximum, the others an average;
-* batch normalisation has ε = 1e-3 and no scale; it is folded into the convolutions here;
+* batch normalisation has ε = 1e-3; it is folded into the convolutions here;
 * the Inception Score leaves out the bias of the last layer: Salimans et al. (2016) multiply `pool3` by the weights
 only.
 
@@ -199,7 +199,7 @@ class InceptionV3(nn.Module):
 
 def resize_matrix(size: int, target: int = SIZE) -> Float64[np.ndarray, "{target} {size}"]:
     """TensorFlow 1's bilinear rule (align_corners=False, half_pixel_centers=False) along one side, as a matrix."""
-    # In float32, as the graph has it: at 32 → 299 the last digits of the fractions show in the fifth of a feature.
+    # In float32, as the graph has it: at 32 → 299 float64 fractions would move pixels by 4e-6 of their range.
     source = np.arange(target, dtype=np.float32) * np.float32(size / target)
     low = np.floor(source).astype(int)
     high, fraction = np.minimum(low + 1, size - 1), source - low

@@ -1,0 +1,169 @@
+"""The evaluation program: identical sets score as theory says, interruptions change nothing, mismatches are refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import smoke
+from warm_jax import evaluate, preemption, train
+from warm_jax.data import sources
+from warm_jax.metrics import fashion
+
+COUNT = 60
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """200 of the bundled images, and 200 others, as npz sources."""
+    folder = tmp_path_factory.mktemp("data")
+    for name, first in (("seen", 0), ("held_out", 200)):
+        images, labels = sources.open_source("bundled").read(np.arange(first, first + 200))
+        np.savez(folder / f"{name}.npz", images=images, labels=labels)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data):
+    """A workdir with checkpoints of steps 2 and 4."""
+    workdir, config = tmp_path_factory.mktemp("run"), settings(data)
+    assert train.train(train.prepare(config, workdir)) == 0
+    return workdir
+
+
+def settings(data, **changes):
+    config = smoke.get_config()
+    config.data.source = f"npz:{data / 'seen.npz'}"
+    config.train.steps, config.train.checkpoint_every, config.train.sample_every = 4, 2, 0
+    config.eval.count, config.eval.batch_size = COUNT, 32
+    config.eval.metrics = ("fd", "swd", "lsd")
+    config.sample.steps, config.sample.batch_size = 2, 32
+    for key, value in changes.items():
+        config.eval[key] = value
+    return config
+
+
+def run(config, workdir, images="", protocol="once", watch=False):
+    status = evaluate.evaluate(evaluate.prepare(config, workdir, images, -1, protocol, watch))
+    path = workdir / "results.jsonl"
+    return status, [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def scores(row):
+    return {name: value for name, value in row.items() if name.startswith(("fd_", "kid_", "swd_", "lsd_"))}
+
+
+def test_a_set_against_itself_and_against_others(data, tmp_path):
+    config = settings(data, count=200, metrics=("fd", "kid", "pr", "swd", "lsd"))
+    status, (same,) = run(config, tmp_path, f"npz:{data / 'seen.npz'}")
+    assert status == 0 and same["count"] == 200 and same["reference_count"] == 200
+    assert same["fd_fashion_cnn_200"] == pytest.approx(0, abs=1e-6)
+    assert same["swd_pixels_200"] == pytest.approx(0, abs=1e-9)
+    assert same["lsd_db_pixels_200"] == pytest.approx(0, abs=1e-9)
+    assert same["precision_fashion_cnn_200"] == same["recall_fashion_cnn_200"] == 1
+    rng = np.random.RandomState(0)
+    np.savez(tmp_path / "noise.npz", images=rng.randint(0, 256, (200, 28, 28, 1)).astype(np.uint8))
+    _, (_, other) = run(config, tmp_path, f"npz:{data / 'held_out.npz'}")
+    _, (_, _, noise) = run(config, tmp_path, f"npz:{tmp_path / 'noise.npz'}")
+    for name in ("fd_fashion_cnn_200", "kid_fashion_cnn_200", "swd_pixels_200", "lsd_db_pixels_200"):
+        assert same[name] < other[name] < noise[name]
+    assert noise["images"].startswith("npz:") and "nfe" not in noise
+
+
+def test_a_row_says_what_the_score_depends_on(data, trained):
+    _, rows = run(settings(data), trained)
+    row = rows[-1]
+    assert row["nfe"] == 3 and row["solver"] == "heun" and row["steps"] == 2 and row["bnr"] == 0.5
+    assert row["checkpoint_step"] == 4 and row["numbers"] == "0-59" and row["extractor"] == "fashion_cnn"
+    assert row["extractor_hash"] == fashion.load().hash and row["uint8_rule"] == "trunc(clip(127.5 x + 128, 0, 255))"
+
+
+def test_an_interrupted_evaluation_ends_with_the_same_numbers(data, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "SHARD", 20)
+    (tmp_path / "checkpoints").symlink_to(trained / "checkpoints")
+    config, asked = settings(data, first=7), []
+
+    def after_two_shards():
+        asked.append(1)
+        return "SIGTERM" if len(asked) > 2 else ""
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preemption, "requested", after_two_shards)
+        status, rows = run(config, tmp_path)
+    assert status == preemption.EXIT_AGAIN and rows == []
+    shards = sorted(tmp_path.glob("evaluations/*/*.npz"))
+    assert [path.name for path in shards] == ["00000007-20.npz", "00000027-20.npz"]
+    made = [path.stat().st_mtime_ns for path in shards]
+    status, (resumed,) = run(config, tmp_path)
+    assert status == 0 and [path.stat().st_mtime_ns for path in shards] == made
+    shards[1].write_bytes(shards[1].read_bytes()[:1000])
+    _, (_, repaired) = run(config, tmp_path)
+    _, rows = run(config, trained)
+    assert scores(resumed) == scores(repaired) == scores(rows[-1])
+
+
+def test_a_statistics_file_is_the_source_it_was_made_of(data, tmp_path):
+    config, held_out = settings(data), f"npz:{data / 'held_out.npz'}"
+    assert evaluate.statistics(config, config.data.source, str(tmp_path / "stats.npz")) == 0
+    _, (direct,) = run(config, tmp_path, held_out)
+    config.eval.reference = str(tmp_path / "stats.npz")
+    _, (_, by_file) = run(config, tmp_path, held_out)
+    assert scores(direct) == scores(by_file)
+    with np.load(tmp_path / "stats.npz") as stored:
+        np.savez(tmp_path / "foreign.npz", mu=stored["mean"], sigma=stored["covariance"])
+    config.eval.reference = str(tmp_path / "foreign.npz")
+    _, (_, _, foreign) = run(config, tmp_path, held_out)
+    assert foreign["fd_fashion_cnn_60"] == pytest.approx(direct["fd_fashion_cnn_60"], rel=1e-12)
+    assert "swd_pixels_60" not in foreign and any("swd needs the reference's images" in c for c in foreign["cautions"])
+
+
+def test_the_papers_protocol_is_three_disjoint_rounds(data, trained, monkeypatch):
+    monkeypatch.setattr(evaluate, "PAPER_COUNT", 40)
+    _, rows = run(settings(data, metrics=("fd",)), trained, protocol="paper")
+    *rounds, summary = rows[-4:]
+    assert [row["numbers"] for row in rounds] == ["0-39", "40-79", "80-119"]
+    values = [row["fd_fashion_cnn_40"] for row in rounds]
+    assert len(set(values)) == 3 and summary["fd_fashion_cnn_40_min"] == min(values)
+    assert summary["fd_fashion_cnn_40_mean"] == pytest.approx(np.mean(values))
+    assert summary["fd_fashion_cnn_40_std_of_rounds"] == pytest.approx(np.std(values, ddof=1))
+
+
+def test_watching_scores_every_checkpoint(data, trained):
+    status, rows = run(settings(data, metrics=("fd",)), trained, watch=True)
+    assert status == 0 and [row["checkpoint_step"] for row in rows[-2:]] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metrics": ("fid",)}, "eval.metrics is .*'fid'.*choose some of fd"),
+        ({"metrics": ("is",)}, "Inception Score needs eval.extractor=inception"),
+        ({"extractor": "vgg"}, "'vgg'; choose one of inception, fashion_cnn, efficientnet"),
+        ({"count": 1}, "eval.count is 1; it must be at least 2"),
+        ({"count": 201}, "has 200 images, this evaluation needs 201"),
+        ({"extractor": "inception"}, "http"),
+    ],
+)
+def test_bad_requests_are_named(data, tmp_path, changes, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        run(settings(data, **changes), tmp_path, f"npz:{data / 'seen.npz'}")
+
+
+def test_a_reference_of_other_images_is_refused(data, tmp_path):
+    np.savez(tmp_path / "large.npz", images=np.zeros((9, 32, 32, 1), np.uint8))
+    config = settings(data)
+    config.data.image_size = 32
+    assert evaluate.statistics(config, f"npz:{tmp_path / 'large.npz'}", str(tmp_path / "stats.npz")) == 0
+    config = settings(data, reference=str(tmp_path / "stats.npz"))
+    with pytest.raises(ValueError, match=r"resolution differs.*28.*32"):
+        run(config, tmp_path, f"npz:{data / 'seen.npz'}")
+    config = settings(data)
+    config.data.channels = 3
+    with pytest.raises(ValueError, match="fashion_cnn knows grey images"):
+        evaluate.prepare(config, tmp_path, "", -1, "once", False)
+
+
+def test_identical_images_are_called_so(data, tmp_path):
+    np.savez(tmp_path / "same.npz", images=np.zeros((COUNT, 28, 28, 1), np.uint8))
+    _, (row,) = run(settings(data), tmp_path, f"npz:{tmp_path / 'same.npz'}")
+    assert any("identical" in caution for caution in row["cautions"])
