@@ -84,6 +84,7 @@ def get_config(system: str = "warm") -> ConfigDict:
     evaluation.extractor = "fashion_cnn"  # "inception" (FID), "efficientnet" or "fashion_cnn"
     evaluation.inception = ""  # file of the Inception weights
     evaluation.reference = ""  # a statistics .npz, or a source; empty: data.source
+    evaluation.allow_other_data = False  # True: statistics of other images than the run was trained on
     evaluation.metrics = ("fd", "kid", "pr", "swd", "lsd")  # of "fd", "kid", "is", "pr", "swd", "lsd"
     evaluation.count = 5_000
     evaluation.first = 0  # the first seed, or the number of the first image

@@ -163,6 +163,16 @@ def test_a_reference_of_other_images_is_refused(data, tmp_path):
         evaluate.prepare(config, tmp_path, "", -1, "once", False)
 
 
+def test_statistics_of_other_images_than_the_runs_are_refused(data, trained, tmp_path):
+    config = settings(data, metrics=("fd",))
+    assert evaluate.statistics(config, f"npz:{data / 'held_out.npz'}", str(tmp_path / "stats.npz")) == 0
+    config.eval.reference = str(tmp_path / "stats.npz")
+    with pytest.raises(ValueError, match="data hash differs"):
+        run(config, trained)
+    config.eval.allow_other_data = True
+    assert run(config, trained)[0] == 0
+
+
 def test_identical_images_are_called_so(data, tmp_path):
     np.savez(tmp_path / "same.npz", images=np.zeros((COUNT, 28, 28, 1), np.uint8))
     _, (row,) = run(settings(data), tmp_path, f"npz:{tmp_path / 'same.npz'}")

@@ -136,6 +136,8 @@ def _reference(run: Run) -> Reference:
     expected = run.extractor.provenance((*experiment.image_side(run.config), run.config.data.channels))
     if settings.reference.endswith(".npz"):
         reference = load_reference(pathlib.Path(settings.reference))
+        if run.sampling and not settings.allow_other_data:
+            expected = dataclasses.replace(expected, data_hash=experiment.seen_data(run.workdir))
     else:
         source = _open_images(run.config, settings.reference or run.config.data.source, "name one with eval.reference")
         digest = hashlib.sha256(f"{source.fingerprint} {run.extractor.hash}".encode()).hexdigest()[:12]

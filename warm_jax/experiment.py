@@ -250,6 +250,12 @@ def save_data(source: Source, workdir: pathlib.Path) -> None:
     write_atomically(workdir / "data.json", json.dumps(seen, indent=2).encode() + b"\n")
 
 
+def seen_data(workdir: pathlib.Path) -> str | None:
+    """The fingerprint of the images that the workdir's run saw; None where it does not say."""
+    path = workdir / "data.json"
+    return json.loads(path.read_text())["fingerprint"] if path.exists() else None
+
+
 def save_spectrum(power: np.ndarray, workdir: pathlib.Path) -> None:
     """Writes `spectrum.npz`."""
     content = io.BytesIO()
