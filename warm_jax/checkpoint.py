@@ -36,7 +36,8 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_names=ITEMS)
 
     def steps(self) -> list[int]:
-        """The steps of the whole checkpoints, newest first."""
+        """The steps of the whole checkpoints, newest first; waits for what is being saved."""
+        self._manager.wait_until_finished()
         self._manager.reload()
         return sorted(self._manager.all_steps(), reverse=True)
 

@@ -165,7 +165,7 @@ class _Images:
         step, self._ema = generate.load_ema(sampling)
         self._sampler = generate.Sampler(sampling.experiment)
         settings = run.config.sample
-        self.key = generate.made_with(sampling, step)
+        self.key = generate.made_with(sampling, step, self._ema)
         self.facts = {
             "images": "samples",
             "checkpoint_step": step,

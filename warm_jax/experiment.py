@@ -90,6 +90,8 @@ def check_values(config: ConfigDict) -> None:
         raise ValueError(f"data.augment_probability is {config.data.augment_probability}; it must be in [0, 1]")
     if config.process.system == "hot" and config.process.bnr != 0:
         raise ValueError(f"process.bnr is {config.process.bnr}; the hot system has no blur: set it to 0, or use :warm")
+    if config.process.system == "hot" and config.process.schedule != "constant":
+        raise ValueError(f"process.schedule is {config.process.schedule}; the hot system has no blur: use :warm")
     sampler.check_solver(config.sample.solver)
 
 

@@ -5,6 +5,7 @@ its own, so it is the same in any order and any grouping.
 """
 
 import dataclasses
+import hashlib
 import io
 import json
 import pathlib
@@ -88,7 +89,7 @@ class Sampler:
             return
         started = time.perf_counter()
         same, split = mesh.replicated(self._exp.mesh), mesh.split(self._exp.mesh)
-        jitted = jax.jit(self._draw, in_shardings=(same, split, split, same), out_shardings=(split, split, split, same))
+        jitted = jax.jit(self._draw, in_shardings=(same, split, split, same), out_shardings=same)  # whole on every process
         seeds = jax.ShapeDtypeStruct((self.batch_size,), jnp.uint32)
         labels = jax.ShapeDtypeStruct((self.batch_size,), jnp.int32)
         shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
@@ -188,11 +189,14 @@ def load_ema(run: Run) -> tuple[int, PyTree]:
     return step, items["ema"]
 
 
-def made_with(run: Run, step: int) -> dict:
+def made_with(run: Run, step: int, ema: PyTree) -> dict:
     """What a sample depends on besides its seed; stored beside the samples."""
+    weights = hashlib.sha256()
+    for leaf in jax.tree.leaves(jax.device_get(ema)):
+        weights.update(np.ascontiguousarray(leaf).data)
     config = run.experiment.config.to_dict()
     return json.loads(
-        json.dumps({"checkpoint_step": step, **{k: config[k] for k in ("model", "process", "sample")}}, default=list)
+        json.dumps({"checkpoint_step": step, "weights": weights.hexdigest(), **{k: config[k] for k in ("model", "process", "sample")}}, default=list)
     )
 
 
@@ -281,7 +285,7 @@ def sample(run: Run) -> int:
     preemption.install()
     step, ema = load_ema(run)
     settings = run.experiment.config.sample
-    store = (_File if run.out.suffix in (".npz", ".png") else _Folder)(run.out, made_with(run, step))
+    store = (_File if run.out.suffix in (".npz", ".png") else _Folder)(run.out, made_with(run, step, ema))
     todo, draw = store.missing(run.seeds), Sampler(run.experiment)
     log.say(f"checkpoint of step {step}; {len(todo)} of {len(run.seeds)} images to draw, {draw.batch_size} at a time")
     log.say(experiment.precision_policy(run.experiment.config))

@@ -98,10 +98,11 @@ def _finite(gradient: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 def _add_errors(totals: Totals, example: loss.Example, s: Array, errors: loss.Errors, norm: Array, ok: Array) -> Totals:
     pixels = math.prod(example.x.shape[1:])
-    bins = jax.nn.one_hot(jnp.searchsorted(jnp.asarray(BIN_EDGES), s), len(BIN_EDGES) + 1)
+    finite = jnp.isfinite(errors.blurred + errors.residual)
+    bins = jax.nn.one_hot(jnp.searchsorted(jnp.asarray(BIN_EDGES), s), len(BIN_EDGES) + 1) * finite[:, None]
 
     def total(values: Array) -> Array:
-        return jnp.sum(bins * jnp.nan_to_num(values, posinf=0.0, neginf=0.0)[:, None], axis=0)
+        return jnp.sum(bins * jnp.where(finite, values, 0)[:, None], axis=0)
 
     step = Totals(
         images=jnp.sum(bins, axis=0),
@@ -177,8 +178,9 @@ def make_step(exp: experiment.Experiment) -> Step:
         x0, given = clean_batch(config, data_key, images, labels)
         example = loss.draw(exp.process, draw_key, x0)
         value, errors, grads = gradients(state.params, example, given, dropout_key)
-        norm, ok = optax.tree.norm(grads), jnp.isfinite(value)
-        updates, optimizer_state = tx.update(jax.tree.map(_finite, grads), state.optimizer, state.params)
+        grads, ok = jax.tree.map(_finite, grads), jnp.isfinite(value)
+        norm = optax.tree.norm(grads)
+        updates, optimizer_state = tx.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = optax.incremental_update(params, state.ema, 1 - _ema_decay(config, state.step))
         nonfinite = jnp.where(ok, 0, state.nonfinite + 1)

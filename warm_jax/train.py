@@ -95,7 +95,7 @@ def _save(checkpoints: checkpoint.Checkpoints, step: int, state: State, wait: bo
 def scalars(totals: Totals) -> dict[str, float]:
     """Means since the last report, by head, and by head and noise level; per pixel, weighted by λ."""
     totals = jax.tree.map(np.asarray, totals)
-    images = np.maximum(totals.images.sum(), 1)
+    images = totals.images.sum() or math.nan  # nan where no loss was finite
     row = {
         "loss/blurred": float(totals.blurred.sum() / images),
         "loss/residual": float(totals.residual.sum() / images),
@@ -123,6 +123,8 @@ def _report(step: int, row: dict[str, float], blurs: bool) -> None:
         "    noise     " + " ".join(f"{name:>8}" for name in bins),
         *(f"    {head:<10}" + " ".join(f"{value:8.4f}" for value in values) for head, values in heads.items()),
     ]
+    if row["nonfinite_steps"]:
+        lines.append(f"    {row['nonfinite_steps']:.0f} steps whose loss was not finite: they count for nothing above")
     log.say("\n".join(lines))
 
 
@@ -205,9 +207,8 @@ def train(run: Run) -> int:
             state, step = _loop(run, state, checkpoints, metrics, preview)
         _save(checkpoints, step, state, wait=True)
         if preemption.requested():
-            log.say(
-                f"{preemption.requested()}: saved step {step} of {settings.steps}; the same command goes on from there"
-            )
+            saved = [f"saved step {known} of {settings.steps}" for known in checkpoints.steps()[:1]]
+            log.say(f"{preemption.requested()}: {(saved or ['nothing was saved'])[0]}; the same command goes on from there")
             return preemption.EXIT_AGAIN
         log.say(f"trained to step {step}; samples: {preview(step, state.ema)}")
         return 0
@@ -243,7 +244,8 @@ def _loop(run: Run, state: State, checkpoints: checkpoint.Checkpoints, metrics: 
             bar.set_postfix_str(f"{row['images_per_second']:.0f} images/s")
             _report(step, row, exp.process.blurs)
             metrics.write(step, row)
-            _stop_if_lost(state, settings.max_nonfinite_steps, step, checkpoints)
+            # At the end any is too many: what was reached is not saved.
+            _stop_if_lost(state, 1 if step == settings.steps else settings.max_nonfinite_steps, step, checkpoints)
             totals, since, reported = put_totals(), time.perf_counter(), step
         if last:
             break
