@@ -173,10 +173,10 @@ def test_a_tree_of_another_shape_is_no_match(tmp_path, sound):
         checkpoint.Checkpoints(sound, writable=False).restore_latest(train=other, ema=other)
 
 
-def test_remove_after(tmp_path):
+def test_set_aside_after(tmp_path):
     save(tmp_path, [5, 10, 15])
     checkpoints = checkpoint.Checkpoints(tmp_path, keep_last=2)
-    checkpoints.remove_after(5)
+    checkpoints.set_aside_after(5)
     checkpoints.save(10, placed(tree(10), 8), placed(tree(1010), 8))  # the way is free to save it again
     checkpoints.close()
     assert checkpoint.Checkpoints(tmp_path, writable=False).steps() == [10, 5]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import smoke
-from warm_jax import evaluate, preemption, train
+from warm_jax import evaluate, preemption, reference, train
 from warm_jax.data import sources
 from warm_jax.metrics import fashion
 
@@ -80,7 +80,8 @@ def test_a_row_says_what_the_score_depends_on(data, trained):
 
 def test_an_interrupted_evaluation_ends_with_the_same_numbers(data, trained, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "SHARD", 20)
-    (tmp_path / "checkpoints").symlink_to(trained / "checkpoints")
+    for name in ("checkpoints", "config.json"):
+        (tmp_path / name).symlink_to(trained / name)
     config, asked = settings(data, first=7), []
 
     def after_two_shards():
@@ -104,7 +105,7 @@ def test_an_interrupted_evaluation_ends_with_the_same_numbers(data, trained, tmp
 
 def test_a_statistics_file_is_the_source_it_was_made_of(data, tmp_path):
     config, held_out = settings(data), f"npz:{data / 'held_out.npz'}"
-    assert evaluate.statistics(config, config.data.source, str(tmp_path / "stats.npz")) == 0
+    assert reference.statistics(config, config.data.source, str(tmp_path / "stats.npz")) == 0
     _, (direct,) = run(config, tmp_path, held_out)
     config.eval.reference = str(tmp_path / "stats.npz")
     _, (_, by_file) = run(config, tmp_path, held_out)
@@ -153,7 +154,7 @@ def test_a_reference_of_other_images_is_refused(data, tmp_path):
     np.savez(tmp_path / "large.npz", images=np.zeros((9, 32, 32, 1), np.uint8))
     config = settings(data)
     config.data.image_size = 32
-    assert evaluate.statistics(config, f"npz:{tmp_path / 'large.npz'}", str(tmp_path / "stats.npz")) == 0
+    assert reference.statistics(config, f"npz:{tmp_path / 'large.npz'}", str(tmp_path / "stats.npz")) == 0
     config = settings(data, reference=str(tmp_path / "stats.npz"))
     with pytest.raises(ValueError, match=r"resolution differs.*28.*32"):
         run(config, tmp_path, f"npz:{data / 'seen.npz'}")
@@ -165,7 +166,7 @@ def test_a_reference_of_other_images_is_refused(data, tmp_path):
 
 def test_statistics_of_other_images_than_the_runs_are_refused(data, trained, tmp_path):
     config = settings(data, metrics=("fd",))
-    assert evaluate.statistics(config, f"npz:{data / 'held_out.npz'}", str(tmp_path / "stats.npz")) == 0
+    assert reference.statistics(config, f"npz:{data / 'held_out.npz'}", str(tmp_path / "stats.npz")) == 0
     config.eval.reference = str(tmp_path / "stats.npz")
     with pytest.raises(ValueError, match="data hash differs"):
         run(config, trained)

@@ -74,7 +74,9 @@ def test_the_denoiser_stands_on_diffusion_and_the_networks_on_nothing():
     assert "warm_jax.models.denoiser" not in own("warm_jax.models.unet")
 
 
-@pytest.mark.parametrize("room", [["models.unet", "models.adm"], ["metrics"], ["data"], ["mesh"], ["checkpoint"]])
+@pytest.mark.parametrize(
+    "room", [["models.unet", "models.adm", "models.geometry"], ["metrics"], ["data"], ["mesh"], ["checkpoint"]]
+)
 def test_rooms_know_nothing_of_one_another(room):
     rooms = within("models", "metrics", "data", "mesh", "checkpoint") | within("step", "experiment", "main", *PROGRAMS)
     for name in within(*room):
@@ -91,7 +93,7 @@ def test_who_may_import_what(name):
     assert not roots & {"tensorflow", "tensorboard", "torch", "pandas", "sklearn"}
     assert not any(other.startswith(("clu.metric_writers", "clu.periodic_actions")) for other in found)
     assert not roots & {"configs", "tests"}
-    configured = within("experiment", "step", "main", *PROGRAMS)
+    configured = within("experiment", "workdirs", "reference", "step", "main", *PROGRAMS)
     assert "ml_collections" not in roots or name in configured
     if "warm_jax.main" in own(name) | {name}:
         assert name == "warm_jax.main"  # nobody imports the command line

@@ -110,7 +110,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(environment, trained, tmp_p
         assert status == 75, err
         saved = max(checkpoint.Checkpoints(workdir / "checkpoints", writable=False).steps())
         assert int(logged) <= saved < 60
-        assert f"{number.name}: saved step {saved} of 60; the same command goes on from there" in out
+        assert f"{number.name}: step {saved} of 60 is saved; the same command goes on from there" in out
         assert "Traceback" not in err
     status, out, err = finish(launch(environment, workdir, *LONGER))
     assert status == 0, err
@@ -230,21 +230,29 @@ WRONG = {  # arguments after --config=configs/smoke.py, and what the answer name
     "unknown key": ("--config.train.zzz=5", "zzz"),
     "wrong type": ("--config.train.steps=many", "train.steps", "many", "int"),
     "half a step": ("--config.train.steps=1.5", "train.steps", "1.5", "int"),
-    "negative BNR": ("--config.process.bnr=-0.5", "blur-to-noise ratio", "-0.5", "at least 0"),
-    "BNR nan": ("--config.process.bnr=nan", "blur-to-noise ratio", "nan", "finite"),
+    "negative BNR": ("--config.process.bnr=-0.5", "process.bnr is -0.5", "from 0 to 10,000"),
+    "BNR nan": ("--config.process.bnr=nan", "process.bnr is nan", "from 0 to 10,000"),
+    "BNR beyond float32": ("--config.process.bnr=1e30", "process.bnr is 1e+30", "from 0 to 10,000"),
+    "P_mean": ("--config.process.P_mean=nan", "process.P_mean is nan", "from -10 to 10"),
+    "sigma_data": ("--config.model.sigma_data=1e-30", "model.sigma_data is 1e-30", "from 0.001 to 1,000"),
+    "broken mult": ("--config.model.channel_mult=(1,2.5)", "model.channel_mult is (1, 2.5)", "whole numbers"),
+    "mult of words": ("--config.model.channel_mult=('a',)", "model.channel_mult is ('a',)", "whole numbers"),
+    "no mult": ("--config.model.channel_mult=()", "channel_mult", "(2, 2, 2)"),
+    "huge batch": ("--config.train.batch_size=1000000000000", "train.batch_size is 1000000000000", "1,048,576"),
+    "blurred hot": ("--config=configs/smoke.py:hot --config.process.schedule=information_budget", "hot", ":warm"),
     "BNR in hot": ("--config=configs/smoke.py:hot --config.process.bnr=1", "process.bnr is 1.0", ":warm"),
     "information budget": (
         "--config.process.schedule=information_budget --config.process.information_budget=2",
         "information",
         "2",
     ),
-    "lowest level": ("--config.process.beta_min=-1", "beta_min=-1", "0 < beta_min < beta_max"),
+    "lowest level": ("--config.process.beta_min=-1", "process.beta_min is -1.0", "from 1e-06 to 1e+06"),
     "highest level": ("--config.process.beta_max=0.001", "beta_max=0.001", "0 < beta_min < beta_max"),
-    "levels' spread": ("--config.process.P_std=0", "P_std", "0.0", "above 0"),
+    "levels' spread": ("--config.process.P_std=0", "process.P_std is 0.0", "from 0.001 to 10"),
     "image size": ("--config.data.image_size=30", "30", "28 or 42"),
     "batch": ("--config.train.batch_size=12", "12", "8 device", "8 or 16"),
     "accumulation": ("--config.train.accumulation=3", "16", "24"),
-    "batch of none": ("--config.train.batch_size=0", "train.batch_size is 0", "at least 1"),
+    "batch of none": ("--config.train.batch_size=0", "train.batch_size is 0", "from 1 to 1,048,576"),
     "channels": ("--config.model.channels=18", "channels is 18", "GroupNorm", "16 or"),
     "odd channels": ("--config.model.channels=9", "channels is 9", "8 or 10"),
     "attention": ("--config.model.attention=(5,)", "attention at resolution 5", "4, 2"),
@@ -253,9 +261,9 @@ WRONG = {  # arguments after --config=configs/smoke.py, and what the answer name
     "architecture": ("--config.model.architecture=dit", "'dit'", "ddpmpp, ncsnpp"),
     "system": ("--config=configs/smoke.py:warmer", "'warmer'", "warm, hot"),
     "solver": ("--config.sample.solver=rk4", "'rk4'", "euler, heun, multistep"),
-    "learning rate": ("--config.train.learning_rate=-1", "train.learning_rate is -1", "above 0"),
-    "seed": ("--config.seed=-1", "seed is -1", "at least 0"),
-    "large seed": ("--config.seed=4294967296", "seed is 4294967296", "below 2^32"),
+    "learning rate": ("--config.train.learning_rate=-1", "train.learning_rate is -1", "from 1e-12 to 1,000"),
+    "seed": ("--config.seed=-1", "seed is -1", "from 0 to 4,294,967,295"),
+    "large seed": ("--config.seed=4294967296", "seed is 4294967296", "from 0 to 4,294,967,295"),
     "classes": ("--config.data.num_classes=3", "data.num_classes is 3", "10 classes", "0"),
     "image channels": ("--config.data.channels=3", "3", "1"),
     "source kind": ("--config.data.source=zap:x", "'zap:x'", "bundled, idx:PATH"),

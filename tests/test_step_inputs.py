@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import config
+from tiny import build, config
 
-from warm_jax import experiment, step, train
+from warm_jax import experiment, step, train, workdirs
 
 
 def batch(n=4000, shape=(4, 4, 1)):
@@ -42,6 +42,19 @@ def test_flips_mirror_half_of_the_images(key):
     mirrored = np.isclose(x0, plain[:, :, ::-1], atol=1e-6).all((1, 2, 3))
     assert np.all(same | mirrored) and abs(np.mean(mirrored) - 0.5) < 5 * 0.5 / np.sqrt(4000)
     assert given.augment_labels is None
+
+
+def test_edm_augmentation_without_any_chance_is_the_flip_that_its_label_says(key):
+    images, labels = batch(64, (6, 6, 1))
+    made = config(data__augment="edm", data__augment_probability=0.0)
+    x0, given = step.clean_batch(made, key, images, labels)
+    flipped = np.asarray(given.augment_labels)[:, 0]
+    assert set(flipped) == {0.0, 1.0} and not np.any(np.asarray(given.augment_labels)[:, 1:])
+    plain = np.asarray(images, np.float64) / 127.5 - 1
+    expected = np.where(flipped[:, None, None, None] == 1, plain[:, :, ::-1], plain)
+    np.testing.assert_allclose(x0, expected, atol=1e-4)
+    moved, _ = step.clean_batch(config(data__augment="edm", data__augment_probability=1.0), key, images, labels)
+    assert np.max(np.abs(moved - expected)) > 0.1
 
 
 @pytest.mark.parametrize("shape", [(14, 14), (14, 28)])
@@ -86,8 +99,8 @@ def test_images_that_changed_since_the_run_began_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", images=images, labels=labels)
     made, workdir = config(data__source=f"npz:{tmp_path / 'a.npz'}", data__num_classes=0), tmp_path / "run"
     run = train.prepare(made, workdir)
-    experiment.save_config(made, workdir)
-    experiment.save_data(run.source, workdir)
+    workdirs.save_config(made, workdir)
+    workdirs.save_data(run.source, workdir)
     (workdir / "checkpoints" / "5").mkdir(parents=True)
     train.prepare(made, workdir)
     (tmp_path / "a.npz").rename(tmp_path / "moved.npz")
@@ -100,3 +113,11 @@ def test_images_that_changed_since_the_run_began_are_refused(tmp_path):
     with made.unlocked():
         made.data.allow_changed = True
     train.prepare(made, workdir)
+
+
+def test_a_finite_step_ends_a_row_of_lost_ones():
+    exp = build(devices=1)
+    compiled, state = step.compile_step(exp), step.init_state(exp)
+    state = state._replace(nonfinite=jnp.full((), 3, jnp.int32))
+    state, *_ = compiled(state, step.zero_totals(), np.zeros((16, 28, 28, 1), np.uint8), np.zeros(16, np.int32))
+    assert int(state.nonfinite) == 0

@@ -100,7 +100,8 @@ def edm_step(p, example, labels, residual_weight):
 def test_step_is_the_recipe_in_numpy(example):
     """Learning rate, Adam and EMA as the EDM paper's appendix F and Kingma & Ba (2015) say, for six steps."""
     changes = {"train__decay": "none", "train__residual_weight": 0.7, "train__warmup_images": 48}
-    exp = tiny.build(train__ema_halflife_images=3.0, **changes)
+    changes |= {"train__learning_rate": 2e-3, "train__ema_rampup_ratio": 1.0}
+    exp = tiny.build(train__ema_halflife_images=40.0, **changes)
     state = step.init_state(exp)
     p = jax.tree.map(np.float64, jax.device_get(state.params))
     ema, m, v = p, jax.tree.map(np.zeros_like, p), jax.tree.map(np.zeros_like, p)
@@ -113,7 +114,7 @@ def test_step_is_the_recipe_in_numpy(example):
         rate = 2e-3 * min(k * 16 / 48, 1)  # the first step learns nothing
         correct = 1 - 0.9 ** (k + 1), 1 - 0.999 ** (k + 1)
         p = jax.tree.map(lambda p, m, v, r=rate, c=correct: p - r * (m / c[0]) / (np.sqrt(v / c[1]) + 1e-8), p, m, v)
-        beta = 0.5 ** (16 / max(min(3.0, 0.05 * k * 16), 1e-8))
+        beta = 0.5 ** (16 / max(min(40.0, k * 16), 1e-8))
         ema = jax.tree.map(lambda e, p, b=beta: b * e + (1 - b) * p, ema, p)
     state, _, values = run_steps(exp, 6, state)
     np.testing.assert_allclose(values, expected, rtol=1e-5)
@@ -310,7 +311,7 @@ def test_metrics_have_each_step_once(tmp_path):
     first = rows(tmp_path)
     checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.steps() == [10, 5]
-    checkpoints.remove_after(5)
+    checkpoints.set_aside_after(5)
     checkpoints.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 12, "loss/blu')

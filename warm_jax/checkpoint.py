@@ -6,6 +6,7 @@ shapes *with the target's sharding*, so it opens on any number of devices.
 """
 
 import pathlib
+import shutil
 from collections.abc import Iterator
 
 import jax
@@ -32,6 +33,7 @@ class Checkpoints:
             max_to_keep=keep_last,
             keep_period=keep_every or None,
             create=writable,
+            cleanup_tmp_directories=writable,
         )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_names=ITEMS)
 
@@ -85,14 +87,21 @@ class Checkpoints:
                 "move the folder away to start anew"
             )
 
-    def remove_after(self, step: int) -> None:
-        """Deletes checkpoints newer than `step`: the damaged ones that `restore_latest` passed over."""
+    def set_aside_after(self, step: int) -> None:
+        """Renames checkpoints newer than `step`, which `restore_latest` could not read, to `damaged-STEP`.
+
+        They are not deleted: what could not be read today may be whole.
+        """
         for newer in self.steps():
-            if newer > step:
-                self._manager.delete(newer)
+            if newer > step and jax.process_index() == 0:
+                aside = self.folder / f"damaged-{newer}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.folder / str(newer)).rename(aside)
+                logging.warning("checkpoint %d is set aside as %s", newer, aside)
+        self._manager.reload()
 
     def wait(self) -> None:
-        """Returns when what is being saved is on disk."""
+        """Until what is being saved is on disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:

@@ -16,14 +16,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from warm_jax import experiment, generate, log, mesh, preemption
+from warm_jax import experiment, generate, log, preemption, reference, workdirs
 from warm_jax.data import sources
-from warm_jax.metrics import efficientnet, extract, fashion, frechet, inception, moments, pth, scores, weights
+from warm_jax.metrics import extract, frechet, moments, scores
 
 METRICS = ("fd", "kid", "is", "pr", "swd", "lsd")
 SHARD = 1000  # images whose features are kept in one file
-PIXEL_IMAGES = 5000  # at most so many images, the first ones, are compared pixel by pixel (swd)
-FEATURE_IMAGES = 10_000  # at most so many reference features are kept for kid and pr; fd takes all images
 PAPER_COUNT, PAPER_ROUNDS = 50_000, 3
 _WATCH_SECONDS = 15
 
@@ -41,112 +39,25 @@ class Run:
     watch: bool
 
 
-@dataclasses.dataclass(frozen=True)
-class Reference:
-    """What samples are compared with; `features`, `pixels` and `power` are None where a file has only moments."""
-
-    name: str
-    moments: moments.Moments
-    provenance: moments.Provenance
-    features: np.ndarray | None
-    pixels: np.ndarray | None
-    power: np.ndarray | None
-
-
-def load_extractor(config: ConfigDict) -> extract.Extractor:
-    """The network that `eval.extractor` names. OSError or ValueError where its weights are missing or wrong."""
-    loaders = {
-        "inception": lambda: inception.load(config.eval.inception),
-        "fashion_cnn": fashion.load,
-        "efficientnet": efficientnet.load,
-    }
-    if config.eval.extractor not in loaders:
-        raise ValueError(f"eval.extractor is {config.eval.extractor!r}; choose one of {', '.join(loaders)}")
-    return loaders[config.eval.extractor]()
-
-
-def _open_images(config: ConfigDict, spec: str, remedy: str) -> sources.Source:
-    try:
-        return sources.open_source(
-            spec, image_size=experiment.image_side(config), channels=config.data.channels, on_error=config.data.on_error
-        )
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{spec} is not there ({error}); {remedy}") from error
-
-
-def _chunks(source: sources.Source, first: int, count: int, size: int = 256) -> Iterator[np.ndarray]:
-    for start in range(first, first + count, size):
-        yield source.read(np.arange(start, min(start + size, first + count)))[0]
-
-
-def _extract(
-    run_extractor: extract.Extractor, chunks: Iterator[np.ndarray], batch_size: int
-) -> Iterator[extract.Features]:
-    devices = mesh.make_mesh()
-    return extract.extract(run_extractor, chunks, -(-batch_size // devices.size) * devices.size, mesh.split(devices))
-
-
-# ── The reference ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _measure_reference(config: ConfigDict, source: sources.Source, extractor: extract.Extractor) -> Reference:
-    """One pass over all images of the source: moments streamed, the first features and pixels kept."""
-    statistics, kept, have = moments.Statistics.empty(extractor.dim), [], 0
-    bar = log.progress(len(source), unit="image", doing="reference")
-    for features in _extract(extractor, _chunks(source, 0, len(source)), config.eval.batch_size):
-        statistics = statistics.update(features.pool)
-        if have < FEATURE_IMAGES:
-            kept.append(features.pool[: FEATURE_IMAGES - have])
-            have += len(kept[-1])
-        bar.update(len(features.pool))
-    bar.close()
-    pixels = np.concatenate(list(_chunks(source, 0, min(PIXEL_IMAGES, len(source)))))
-    provenance = extractor.provenance(source.image_shape, source.fingerprint)
-    return Reference(
-        source.spec, statistics.finalize(), provenance, np.concatenate(kept), pixels, scores.radial_power(pixels)
-    )
-
-
-def _save_reference(path: pathlib.Path, reference: Reference) -> None:
-    moments.write_npz(
-        path,
-        version=np.asarray(moments.FILE_VERSION),
-        mean=reference.moments.mean,
-        covariance=reference.moments.covariance,
-        count=np.asarray(reference.moments.count),
-        name=np.asarray(reference.name),
-        features=reference.features,
-        pixels=reference.pixels,
-        power=reference.power,
-        **moments.provenance_arrays(reference.provenance),
-    )
-
-
-def load_reference(path: pathlib.Path) -> Reference:
-    """A statistics file of `stats`, or a foreign one with `mu` and `sigma`. ValueError where it is damaged."""
-    found, provenance = moments.load(path)
-    arrays = moments.read_npz(path)
-    kept = (arrays.get(name) for name in ("features", "pixels", "power"))
-    return Reference(str(arrays.get("name", path)), found, provenance, *kept)
-
-
-def _reference(run: Run) -> Reference:
+def _reference(run: Run) -> reference.Reference:
     """The reference that the config names, measured once in a workdir."""
     settings = run.config.eval
     expected = run.extractor.provenance((*experiment.image_side(run.config), run.config.data.channels))
     if settings.reference.endswith(".npz"):
-        reference = load_reference(pathlib.Path(settings.reference))
+        found = reference.load(pathlib.Path(settings.reference))
         if run.sampling and not settings.allow_other_data:
-            expected = dataclasses.replace(expected, data_hash=experiment.seen_data(run.workdir))
+            expected = dataclasses.replace(expected, data_hash=workdirs.seen_data(run.workdir))
     else:
-        source = _open_images(run.config, settings.reference or run.config.data.source, "name one with eval.reference")
+        source = reference.open_images(
+            run.config, settings.reference or run.config.data.source, "name one with eval.reference"
+        )
         digest = hashlib.sha256(f"{source.fingerprint} {run.extractor.hash}".encode()).hexdigest()[:12]
         path = run.workdir / "evaluations" / f"reference-{digest}.npz"
         if not path.exists():
-            _save_reference(path, _measure_reference(run.config, source, run.extractor))
-        reference = load_reference(path)
-    expected.require_same(reference.provenance)
-    return reference
+            reference.save(path, reference.measure(run.config, source, run.extractor))
+        found = reference.load(path)
+    expected.require_same(found.provenance)
+    return found
 
 
 # ── Shards ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -177,7 +88,7 @@ class _Images:
 
     def chunks(self, first: int, count: int) -> Iterator[np.ndarray]:
         if self._source is not None:
-            yield from _chunks(self._source, first, count)
+            yield from reference.chunks(self._source, first, count)
             return
         size = self._sampler.batch_size
         for start in range(first, first + count, size):
@@ -210,7 +121,7 @@ def _shard(run: Run, images: _Images, path: pathlib.Path, first: int, count: int
             pixels.append(chunk[: max(0, keep - sum(map(len, pixels)))])
             yield chunk
 
-    features = extract.collect(_extract(run.extractor, watched(), run.config.eval.batch_size))
+    features = extract.collect(reference.features_of(run.extractor, watched(), run.config.eval.batch_size))
     logits = {} if features.logits is None else {"logits": features.logits}
     arrays = {"pool": features.pool, "pixels": np.concatenate(pixels), **logits}
     arrays["nfe"] = np.asarray(images.facts.get("nfe", 0))
@@ -238,12 +149,12 @@ def _judge(run: Run, images: _Images, first: int, count: int) -> Judged | None:
             bar.close()
             return None
         size = min(SHARD, first + count - start)
-        keep = min(size, max(0, PIXEL_IMAGES - (start - first)))
+        keep = min(size, max(0, reference.PIXEL_IMAGES - (start - first)))
         arrays = _shard(run, images, folder / f"{start:08d}-{size}.npz", start, size, keep)
         if int(arrays["nfe"]):
             images.facts["nfe"] = int(arrays["nfe"])
         statistics = statistics.update(arrays["pool"])
-        if sum(map(len, pools)) < FEATURE_IMAGES:
+        if sum(map(len, pools)) < reference.FEATURE_IMAGES:
             pools.append(arrays["pool"])
         if "is" in run.config.eval.metrics:
             logits.append(arrays["logits"])
@@ -256,21 +167,21 @@ def _judge(run: Run, images: _Images, first: int, count: int) -> Judged | None:
 # ── Scores ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _scores(run: Run, reference: Reference, judged: Judged) -> tuple[dict[str, float], list[str]]:
+def _scores(run: Run, against: reference.Reference, judged: Judged) -> tuple[dict[str, float], list[str]]:
     """The named scores that the config asks for, and sentences to stand beside them."""
     name, found = run.extractor.name, judged.statistics.finalize()
     count, result = found.count, {}
-    said = frechet.cautions(found, reference.moments)
+    said = frechet.cautions(found, against.moments)
     for metric in run.config.eval.metrics:
-        if (metric in ("kid", "pr") and reference.features is None) or (
-            metric in ("swd", "lsd") and reference.pixels is None
+        if (metric in ("kid", "pr") and against.features is None) or (
+            metric in ("swd", "lsd") and against.pixels is None
         ):
             said.append(f"{metric} needs the reference's images: make it with --mode=stats, or name a source")
         elif metric == "fd":
-            result[frechet.score_name("fid", name, count)] = frechet.frechet_distance(found, reference.moments)
+            result[frechet.score_name("fid", name, count)] = frechet.frechet_distance(found, against.moments)
         elif metric == "kid":
-            size = min(1000, len(judged.pool), len(reference.features))
-            estimate = scores.kid(judged.pool, reference.features, subset_size=size)
+            size = min(1000, len(judged.pool), len(against.features))
+            estimate = scores.kid(judged.pool, against.features, subset_size=size)
             key = frechet.score_name("kid", name, len(judged.pool))
             result |= {key: estimate.value, f"{key}_std": estimate.std}
         elif metric == "is":
@@ -278,16 +189,16 @@ def _scores(run: Run, reference: Reference, judged: Judged) -> tuple[dict[str, f
             key = frechet.score_name("is", name, count)
             result |= {key: estimate.value, f"{key}_std": estimate.std}
         elif metric == "pr":
-            pair = scores.precision_recall(judged.pool, reference.features)
+            pair = scores.precision_recall(judged.pool, against.features)
             for key, value in zip(("precision", "recall"), pair, strict=True):
                 result[frechet.score_name(key, name, len(judged.pool))] = value
         elif metric == "swd":
-            pair = (x.astype(np.float32) for x in (judged.pixels, reference.pixels))
+            pair = (x.astype(np.float32) for x in (judged.pixels, against.pixels))
             result[frechet.score_name("swd", "pixels", len(judged.pixels))] = scores.sliced_wasserstein(*pair)
         elif metric == "lsd":
             power = scores.radial_power(judged.pixels)
             key = frechet.score_name("lsd_db", "pixels", len(judged.pixels))
-            result[key] = scores.log_spectral_distance(power, reference.power)
+            result[key] = scores.log_spectral_distance(power, against.power)
     return result, said
 
 
@@ -303,19 +214,21 @@ def _append(run: Run, row: dict[str, object]) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def _one_round(run: Run, reference: Reference, images: _Images, first: int, count: int) -> dict[str, float] | None:
+def _one_round(
+    run: Run, against: reference.Reference, images: _Images, first: int, count: int
+) -> dict[str, float] | None:
     """Scores of one range of images, written as a row; None where a signal came first."""
     judged = _judge(run, images, first, count)
     if judged is None:
         return None
-    result, said = _scores(run, reference, judged)
+    result, said = _scores(run, against, judged)
     row = {
         **result,
         "count": count,
         "numbers": f"{first}-{first + count - 1}",
         **images.facts,
-        "reference": reference.name,
-        "reference_count": reference.moments.count,
+        "reference": against.name,
+        "reference_count": against.moments.count,
         "extractor": run.extractor.name,
         "extractor_hash": run.extractor.hash,
         "uint8_rule": moments.UINT8_RULE,
@@ -327,11 +240,11 @@ def _one_round(run: Run, reference: Reference, images: _Images, first: int, coun
     return result
 
 
-def _all_rounds(run: Run, reference: Reference, images: _Images) -> bool:
+def _all_rounds(run: Run, against: reference.Reference, images: _Images) -> bool:
     """Every round, and their summary where there are several; False where a signal came first."""
     settings, found = run.config.eval, []
     for number in range(run.rounds):
-        result = _one_round(run, reference, images, settings.first + number * settings.count, settings.count)
+        result = _one_round(run, against, images, settings.first + number * settings.count, settings.count)
         if result is None:
             return False
         found.append(result)
@@ -383,11 +296,11 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, images: str, step: int, p
     if protocol == "paper":
         with config.unlocked():
             config.eval.count = PAPER_COUNT
-    extractor = load_extractor(config)
+    extractor = reference.load_extractor(config)
     _check(config, extractor)
     source = sampling = None
     if images:
-        source = _open_images(config, images, "name another with --images")
+        source = reference.open_images(config, images, "name another with --images")
         wanted = config.eval.first + rounds * config.eval.count
         if len(source) < wanted:
             raise ValueError(
@@ -398,25 +311,25 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, images: str, step: int, p
         while watch and not generate.checkpoint_steps(workdir):
             time.sleep(1)
         sampling = generate.prepare(config, workdir, "0", str(workdir / "evaluations"), step)
-    experiment.check_writable(workdir / "evaluations")
+    workdirs.check_writable(workdir / "evaluations")
     return Run(config, workdir, extractor, source, sampling, rounds, watch)
 
 
+@preemption.noted()
 def evaluate(run: Run) -> int:
     """Scores a checkpoint, or a source, or with `watch` each checkpoint as it comes. Returns the exit status."""
-    preemption.install()
-    reference = _reference(run)
-    log.say(f"reference: {reference.name}, {reference.moments.count or 'unknown count of'} images")
+    against = _reference(run)
+    log.say(f"reference: {against.name}, {against.moments.count or 'unknown count of'} images")
     if not run.watch:
         step = run.sampling.step if run.sampling else -1
-        if _all_rounds(run, reference, _Images(run, step)):
+        if _all_rounds(run, against, _Images(run, step)):
             return 0
     else:
         done: set[int] = set()
         while not preemption.requested():
             steps = [s for s in generate.checkpoint_steps(run.workdir) if s not in done]
             for step in sorted(steps):
-                if not _all_rounds(run, reference, _Images(run, step)):
+                if not _all_rounds(run, against, _Images(run, step)):
                     break
                 done.add(step)
             if done and max(done) >= run.config.train.steps:
@@ -431,27 +344,3 @@ def _wait(seconds: float) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until and not preemption.requested():
         time.sleep(min(0.2, max(0.0, until - time.monotonic())))
-
-
-def statistics(config: ConfigDict, images: str, out: str) -> int:
-    """Writes the statistics file `out` (.npz) of the source `images`. Returns the exit status."""
-    if not out.endswith(".npz"):
-        raise ValueError(f"--out={out or '(missing)'}: a statistics file is an .npz")
-    path = pathlib.Path(out)
-    extractor = load_extractor(config)
-    source = _open_images(config, images or config.data.source, "name another with --images")
-    experiment.check_writable(path.parent)
-    _save_reference(path, _measure_reference(config, source, extractor))
-    log.say(f"{out}: {len(source)} images of {source.spec}, {extractor.name} {extractor.hash[:12]}")
-    return 0
-
-
-def convert_inception(source: str, out: str) -> int:
-    """Converts the published Inception weights (.pth) to a .safetensors of ours. Returns the exit status."""
-    if not out.endswith(".safetensors"):
-        raise ValueError(f"--out={out or '(missing)'}: the converted weights are a .safetensors")
-    experiment.check_writable(pathlib.Path(out).parent)
-    digest = weights.require_file(source, inception.SHA256_PREFIX, inception.INSTRUCTIONS)
-    inception.save(out, inception.convert(pth.read_torch(source)), digest)
-    log.say(f"{out}: Inception-v3 of 2015-12-05, from a file of sha256 {digest}")
-    return 0

@@ -4,11 +4,6 @@ The programs stand on this: it alone knows how a config names a process, a netwo
 """
 
 import dataclasses
-import io
-import json
-import os
-import pathlib
-import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -23,22 +18,42 @@ from warm_jax.data.sources import Source
 from warm_jax.diffusion import bnr, dct, process, sampler
 from warm_jax.models import denoiser, unet
 
-# What a config says of the weights and of the run that made them: with another value, a checkpoint means something
-# else.
-MODEL_KEYS = ("data.image_size", "data.channels", "data.num_classes", "data.augment", "model", "process")
-RUN_KEYS = (
-    *("seed", "data.augment_probability", "data.label_dropout"),
-    *("train.batch_size", "train.accumulation", "train.ema_halflife_images"),
-)
-
-# Least values; the rest of the numbers are checked by the modules that they go to.
-_AT_LEAST = {
-    **{f"train.{name}": 1 for name in ("batch_size", "steps", "accumulation", "log_every", "checkpoint_every")},
-    **{f"train.{name}": 0 for name in ("warmup_images", "sample_every", "keep_every", "residual_weight", "eps")},
-    **{"train.keep_last": 1, "train.max_nonfinite_steps": 1, "sample.steps": 1, "sample.batch_size": 1},
-    **{"seed": 0, "data.num_classes": 0, "data.num_workers": 0},
+# From the least to the most that makes sense, both allowed. Squares of noise and blur must stay inside float32.
+_RANGES = {
+    "seed": (0, 2**32 - 1),
+    "data.num_classes": (0, 2**20),
+    "data.num_workers": (0, 1024),
+    "data.label_dropout": (0, 1),
+    "data.augment_probability": (0, 1),
+    "process.bnr": (0, 10_000),
+    "process.information_budget": (1e-4, 1 - 1e-4),
+    "process.beta_min": (1e-6, 1e6),
+    "process.beta_max": (1e-6, 1e6),
+    "process.rho": (0.1, 1000),
+    "process.P_mean": (-10, 10),
+    "process.P_std": (1e-3, 10),
+    "model.sigma_data": (1e-3, 1000),
+    "train.batch_size": (1, 2**20),
+    "train.steps": (1, 2**31 - 1),
+    "train.learning_rate": (1e-12, 1000),
+    "train.warmup_images": (0, 1e12),
+    "train.b1": (0, 1 - 1e-6),
+    "train.b2": (0, 1 - 1e-9),
+    "train.eps": (0, 1),
+    "train.ema_halflife_images": (1, 1e12),
+    "train.ema_rampup_ratio": (1e-6, 1e6),
+    "train.residual_weight": (0, 1e6),
+    "train.accumulation": (1, 2**20),
+    "train.log_every": (1, 2**31 - 1),
+    "train.sample_every": (0, 2**31 - 1),
+    "train.checkpoint_every": (1, 2**31 - 1),
+    "train.keep_last": (1, 10**6),
+    "train.keep_every": (0, 2**31 - 1),
+    "train.max_nonfinite_steps": (1, 2**31 - 1),
+    "sample.steps": (1, 10_000),
+    "sample.batch_size": (1, 2**20),
 }
-_ABOVE_ZERO = ("train.learning_rate", "train.ema_halflife_images", "train.ema_rampup_ratio")
+_INTEGERS = ("model.channel_mult", "model.attention", "model.remat")
 _CHOICES = {
     "data.channels": (1, 3),
     "data.augment": ("none", "flip", "edm"),
@@ -70,24 +85,21 @@ def lookup(config: ConfigDict, key: str):
     return config
 
 
+def _number(value: float | int) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
 def check_values(config: ConfigDict) -> None:
     """Raises ValueError, naming key, value and limit, for a number or a choice out of range."""
-    for key, least in _AT_LEAST.items():
-        if not lookup(config, key) >= least:
-            raise ValueError(f"{key} is {lookup(config, key)}; it must be at least {least}")
-    if config.seed >= 2**32:
-        raise ValueError(f"seed is {config.seed}; it must be below 2^32")
-    for key in _ABOVE_ZERO:
-        if not 0 < lookup(config, key) < float("inf"):
-            raise ValueError(f"{key} is {lookup(config, key)}; it must be above 0")
+    for key, (least, most) in _RANGES.items():
+        if not least <= lookup(config, key) <= most:  # also refuses nan
+            raise ValueError(f"{key} is {lookup(config, key)}; it must be from {_number(least)} to {_number(most)}")
     for key, choices in _CHOICES.items():
         if lookup(config, key) not in choices:
             raise ValueError(f"{key} is {lookup(config, key)!r}; choose one of {', '.join(map(str, choices))}")
-    for key in ("train.b1", "train.b2", "data.label_dropout"):
-        if not 0 <= lookup(config, key) < 1:
-            raise ValueError(f"{key} is {lookup(config, key)}; it must be in [0, 1)")
-    if not 0 <= config.data.augment_probability <= 1:
-        raise ValueError(f"data.augment_probability is {config.data.augment_probability}; it must be in [0, 1]")
+    for key in _INTEGERS:
+        if not all(type(value) is int for value in lookup(config, key)):
+            raise ValueError(f"{key} is {lookup(config, key)!r}; it must hold whole numbers, as (1, 2)")
     if config.process.system == "hot" and config.process.bnr != 0:
         raise ValueError(f"process.bnr is {config.process.bnr}; the hot system has no blur: set it to 0, or use :warm")
     if config.process.system == "hot" and config.process.schedule != "constant":
@@ -175,100 +187,3 @@ def precision_policy(config: ConfigDict) -> str:
     else:
         network = "the network float32 throughout (no TF32, no bfloat16 passes)"
     return f"precision: parameters, norms, softmax, DCT, preconditioning and loss float32; {network}"
-
-
-# ── The workdir ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def check_writable(folder: pathlib.Path) -> None:
-    """Makes `folder` and raises OSError, naming it, where nothing can be written in it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(f"cannot write in {folder} ({error.strerror}); choose another with --workdir or --out") from error
-
-
-def write_atomically(path: pathlib.Path, content: bytes) -> None:
-    """The file is there whole, or as it was."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(content)
-    part.replace(path)
-
-
-def save_config(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes `config.json`."""
-    write_atomically(workdir / "config.json", json.dumps(config.to_dict(), indent=2, default=list).encode() + b"\n")
-
-
-def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
-    flat = {}
-    for name, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
-
-
-def check_same(config: ConfigDict, workdir: pathlib.Path, keys: tuple[str, ...]) -> None:
-    """Raises ValueError, with both values, where `config` differs under `keys` from the workdir's `config.json`."""
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    try:
-        saved = _flatten(json.loads(path.read_text()))
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a config ({error}); restore it, or move the workdir away") from error
-    here = _flatten(json.loads(json.dumps(config.to_dict(), default=list)))
-    missing = "(not there)"
-    differ = [
-        f"{key} was {saved.get(key, missing)!r} and is now {here.get(key, missing)!r}"
-        for key in sorted(saved.keys() | here.keys())
-        if any(key == k or key.startswith(f"{k}.") for k in keys) and saved.get(key, missing) != here.get(key, missing)
-    ]
-    if differ:
-        raise ValueError(
-            f"the config does not fit the checkpoints in {workdir}: {'; '.join(differ)}. "
-            "Give the old values (--config.KEY=VALUE), or another --workdir"
-        )
-
-
-def check_same_data(source: Source, workdir: pathlib.Path, allow_changed: bool) -> None:
-    """Raises ValueError, with both fingerprints, where the images are not those that the workdir's run began with."""
-    path = workdir / "data.json"
-    if path.exists() and not allow_changed:
-        began = json.loads(path.read_text())
-        if began["fingerprint"] != source.fingerprint:
-            raise ValueError(
-                f"the images have changed since {workdir} was begun: {began['source']} ({began['images']} images) had "
-                f"fingerprint {began['fingerprint']}, {source.spec} ({len(source)}) has {source.fingerprint}. "
-                "Give the old images, another --workdir, or --config.data.allow_changed=True"
-            )
-
-
-def save_data(source: Source, workdir: pathlib.Path) -> None:
-    """Writes `data.json`: which images a run saw."""
-    seen = {"source": source.spec, "images": len(source), "fingerprint": source.fingerprint}
-    seen |= {"skipped": list(source.skipped)}
-    write_atomically(workdir / "data.json", json.dumps(seen, indent=2).encode() + b"\n")
-
-
-def seen_data(workdir: pathlib.Path) -> str | None:
-    """The fingerprint of the images that the workdir's run saw; None where it does not say."""
-    path = workdir / "data.json"
-    return json.loads(path.read_text())["fingerprint"] if path.exists() else None
-
-
-def save_spectrum(power: np.ndarray, workdir: pathlib.Path) -> None:
-    """Writes `spectrum.npz`."""
-    content = io.BytesIO()
-    np.savez(content, power=power)
-    write_atomically(workdir / "spectrum.npz", content.getvalue())
-
-
-def load_spectrum(config: ConfigDict, workdir: pathlib.Path) -> np.ndarray | None:
-    """The spectrum that training measured and stored as `spectrum.npz`; None where none is needed or stored."""
-    path = workdir / "spectrum.npz"
-    if not needs_spectrum(config) or not path.exists():
-        return None
-    with np.load(path, allow_pickle=False) as stored:
-        return stored["power"]

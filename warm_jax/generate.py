@@ -6,25 +6,22 @@ its own, so it is the same in any order and any grouping.
 
 import dataclasses
 import hashlib
-import io
 import json
 import pathlib
 import re
 import time
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, PyTree, UInt8
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from warm_jax import checkpoint, experiment, log, mesh, pictures, preemption
+from warm_jax import checkpoint, experiment, log, mesh, pictures, preemption, store, workdirs
 from warm_jax.diffusion import sampler
 
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 _MOST_SEEDS = 10_000_000
-_GRID_IMAGES = 400
 
 
 def parse_seeds(text: str) -> np.ndarray:
@@ -42,14 +39,6 @@ def parse_seeds(text: str) -> np.ndarray:
         seeds.append(np.arange(first, last + 1, dtype=np.int64))
     every = np.concatenate(seeds)
     return every[np.sort(np.unique(every, return_index=True)[1])]
-
-
-class Samples(NamedTuple):
-    """Images uint8 `[n, h, w, c]`, and how many network evaluations each took."""
-
-    images: UInt8[np.ndarray, "n h w c"]
-    labels: Int[np.ndarray, " n"]
-    nfe: int
 
 
 class Sampler:
@@ -89,14 +78,15 @@ class Sampler:
             return
         started = time.perf_counter()
         same, split = mesh.replicated(self._exp.mesh), mesh.split(self._exp.mesh)
-        jitted = jax.jit(self._draw, in_shardings=(same, split, split, same), out_shardings=same)  # whole on every process
+        # The images come out whole on every process, so that any of them can write files.
+        jitted = jax.jit(self._draw, in_shardings=(same, split, split, same), out_shardings=same)
         seeds = jax.ShapeDtypeStruct((self.batch_size,), jnp.uint32)
         labels = jax.ShapeDtypeStruct((self.batch_size,), jnp.int32)
         shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
         self._compiled = jitted.lower(shapes, seeds, labels, self._levels).compile()
         self.compile_seconds = time.perf_counter() - started
 
-    def __call__(self, params: PyTree, seeds: np.ndarray, labels: np.ndarray | None = None) -> Samples:
+    def __call__(self, params: PyTree, seeds: np.ndarray, labels: np.ndarray | None = None) -> store.Samples:
         """Draws one image a seed, at most `batch_size`; `labels` of -1, or None, let each seed draw its class.
 
         FloatingPointError where a sample is not finite.
@@ -115,7 +105,7 @@ class Sampler:
                 f"{count - finite[:count].sum()} of {count} samples are not finite (the first has seed "
                 f"{seeds[np.argmin(finite[:count])]}); the weights are broken: sample from an earlier --checkpoint"
             )
-        return Samples(images[:count], labels[:count], int(nfe))
+        return store.Samples(images[:count], labels[:count], int(nfe))
 
 
 # ── The program ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -149,9 +139,14 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, seeds: str, out: str, ste
     found = checkpoint_steps(workdir)
     if not found:
         raise FileNotFoundError(f"no checkpoint in {workdir / 'checkpoints'}; train first, or name another --workdir")
-    if step >= 0 and step not in found:
+    if step != -1 and step not in found:
         raise FileNotFoundError(f"no checkpoint of step {step} in {workdir}; there are {sorted(found)}")
-    experiment.check_same(config, workdir, experiment.MODEL_KEYS)
+    workdirs.check_same(config, workdir, workdirs.MODEL_KEYS)
+    if config.sample.bnr is not None and config.process.schedule != "constant":
+        raise ValueError(
+            f"sample.bnr is {config.sample.bnr}, but this network was trained on the {config.process.schedule} "
+            "schedule and knows no other; leave sample.bnr unset"
+        )
     if config.sample.bnr is not None and config.sample.bnr != config.process.bnr:
         raise ValueError(
             f"sample.bnr is {config.sample.bnr}, but this network was trained at BNR {config.process.bnr} and knows no "
@@ -163,14 +158,18 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, seeds: str, out: str, ste
             f"0 to {classes - 1}, or unset for a random class" if classes else "unset: this network knows no classes"
         )
         raise ValueError(f"sample.class_label is {label}; it must be {choices}")
-    spectrum = experiment.load_spectrum(config, workdir)
+    spectrum = workdirs.load_spectrum(workdir)
     if experiment.needs_spectrum(config) and spectrum is None:
         raise FileNotFoundError(
             f"{workdir / 'spectrum.npz'} is missing; this network needs the spectrum it was trained with"
         )
     target = pathlib.Path(out) if out else workdir / "samples"
-    experiment.check_writable(target.parent if target.suffix in (".npz", ".png") else target)
-    if target.is_dir() and not (target / "samples.json").exists() and _drawn_images(target):
+    one_file = target.suffix in (".npz", ".png")
+    if target.is_dir() if one_file else target.is_file():
+        kind = "is a folder" if one_file else "is a file"
+        raise ValueError(f"--out={target} {kind}; name FILE.npz, FILE.png or a folder")
+    workdirs.check_writable(target.parent if one_file else target)
+    if target.is_dir() and not (target / "samples.json").exists() and store.drawn_images(target):
         raise ValueError(f"{target} has images that were not made by --mode=sample; name another --out")
     return Run(experiment.build(config, spectrum), workdir, step, numbers, target)
 
@@ -195,98 +194,17 @@ def made_with(run: Run, step: int, ema: PyTree) -> dict:
     for leaf in jax.tree.leaves(jax.device_get(ema)):
         weights.update(np.ascontiguousarray(leaf).data)
     config = run.experiment.config.to_dict()
-    return json.loads(
-        json.dumps({"checkpoint_step": step, "weights": weights.hexdigest(), **{k: config[k] for k in ("model", "process", "sample")}}, default=list)
-    )
+    settings = {name: config[name] for name in ("model", "process", "sample")}
+    return json.loads(json.dumps({"checkpoint_step": step, "weights": weights.hexdigest(), **settings}, default=list))
 
 
-def _drawn_images(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The files in `folder` that are named as samples are."""
-    return [path for path in folder.glob("*.png") if re.fullmatch(r"\d{6,}|grid", path.stem)]
-
-
-class _Folder:
-    """Samples as PNG files, one a seed, and `grid.png`. Those that the same weights and settings made are kept."""
-
-    def __init__(self, out: pathlib.Path, made_with: dict):
-        self._out, note = out, out / "samples.json"
-        text = json.dumps(made_with, indent=2)
-        if not (note.exists() and note.read_text() == text):
-            for stale in _drawn_images(out):
-                stale.unlink()
-            experiment.write_atomically(note, text.encode())
-
-    def _path(self, seed: int) -> pathlib.Path:
-        return self._out / f"{seed:06d}.png"
-
-    def missing(self, seeds: np.ndarray) -> np.ndarray:
-        return np.array([seed for seed in seeds.tolist() if not self._path(seed).exists()], seeds.dtype)
-
-    def add(self, seeds: np.ndarray, samples: Samples) -> None:
-        for seed, image in zip(seeds.tolist(), samples.images, strict=True):
-            pictures.save_png(self._path(seed), image)
-
-    def pause(self) -> None:
-        """Nothing to save: each file is on disk already."""
-
-    def finish(self, seeds: np.ndarray) -> str:
-        shown = seeds[:_GRID_IMAGES]
-        images = np.stack([pictures.load_png(self._path(seed)) for seed in shown.tolist()])
-        pictures.save_png(self._out / "grid.png", pictures.grid(images), scale=_grid_scale(images))
-        return f"{len(seeds)} PNG files and grid.png (the first {len(shown)}) in {self._out}"
-
-
-class _File:
-    """Samples in one npz (images, labels, seeds) or one grid PNG; after a signal the rest waits in a .partial.npz."""
-
-    def __init__(self, out: pathlib.Path, made_with: dict):
-        self._out, self._partial = out, out.with_name(out.name + ".partial.npz")
-        self._text, self._done = json.dumps(made_with), {}
-        if self._partial.exists():
-            with np.load(self._partial, allow_pickle=False) as stored:
-                if str(stored["made_with"]) == self._text:
-                    rows = zip(stored["seeds"], stored["images"], stored["labels"], strict=True)
-                    self._done = {int(seed): (image, int(label)) for seed, image, label in rows}
-
-    def missing(self, seeds: np.ndarray) -> np.ndarray:
-        return np.array([seed for seed in seeds if int(seed) not in self._done], seeds.dtype)
-
-    def add(self, seeds: np.ndarray, samples: Samples) -> None:
-        for seed, image, label in zip(seeds, samples.images, samples.labels, strict=True):
-            self._done[int(seed)] = image, int(label)
-
-    def _save_npz(self, path: pathlib.Path, seeds: list[int]) -> None:
-        images, labels = (np.stack(column) for column in zip(*(self._done[seed] for seed in seeds), strict=True))
-        content = io.BytesIO()
-        np.savez(content, images=images, labels=labels, seeds=np.array(seeds), made_with=self._text)
-        experiment.write_atomically(path, content.getvalue())
-
-    def pause(self) -> None:
-        if self._done:
-            self._save_npz(self._partial, list(self._done))
-
-    def finish(self, seeds: np.ndarray) -> str:
-        wanted = [int(seed) for seed in seeds]
-        if self._out.suffix == ".npz":
-            self._save_npz(self._out, wanted)
-        else:
-            images = np.stack([self._done[seed][0] for seed in wanted])
-            pictures.save_png(self._out, pictures.grid(images), scale=_grid_scale(images))
-        self._partial.unlink(missing_ok=True)
-        return f"{len(seeds)} images in {self._out}"
-
-
-def _grid_scale(images: np.ndarray) -> int:
-    return max(1, round(64 / images.shape[1]))
-
-
+@preemption.noted()
 def sample(run: Run) -> int:
     """Draws the seeds that are not there yet and writes them. Returns the exit status."""
-    preemption.install()
     step, ema = load_ema(run)
     settings = run.experiment.config.sample
-    store = (_File if run.out.suffix in (".npz", ".png") else _Folder)(run.out, made_with(run, step, ema))
-    todo, draw = store.missing(run.seeds), Sampler(run.experiment)
+    kept = (store.File if run.out.suffix in (".npz", ".png") else store.Folder)(run.out, made_with(run, step, ema))
+    todo, draw = kept.missing(run.seeds), Sampler(run.experiment)
     log.say(f"checkpoint of step {step}; {len(todo)} of {len(run.seeds)} images to draw, {draw.batch_size} at a time")
     log.say(experiment.precision_policy(run.experiment.config))
     if len(todo):
@@ -300,15 +218,15 @@ def sample(run: Run) -> int:
                 break
             seeds = todo[first : first + draw.batch_size]
             samples = draw(ema, seeds, np.full(len(seeds), label))
-            store.add(seeds, samples)
+            kept.add(seeds, samples)
             nfe = samples.nfe
             bar.update(len(seeds))
         bar.close()
         seconds = time.perf_counter() - started
         log.say(f"NFE {nfe} ({settings.solver}, {settings.steps} steps), {bar.n / seconds:.1f} images/s")
-    if preemption.requested() and len(store.missing(run.seeds)):
-        store.pause()
+    if preemption.requested() and len(kept.missing(run.seeds)):
+        kept.pause()
         log.say(f"{preemption.requested()}: kept what was drawn in {run.out}; the same command goes on from there")
         return preemption.EXIT_AGAIN
-    log.say(store.finish(run.seeds))
+    log.say(kept.finish(run.seeds))
     return 0

@@ -1,6 +1,7 @@
 """Where a run's numbers go: lines for people, `metrics.jsonl` for programs, TensorBoard files for its viewer."""
 
 import json
+import math
 import pathlib
 import sys
 
@@ -58,7 +59,7 @@ class Log:
             return
         path = workdir / "metrics.jsonl"
         rows = path.read_text().splitlines(keepends=True) if path.exists() else []
-        kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= start_step]
+        kept = [row for row in rows if row.endswith("\n") and not _is_later(row, start_step)]
         part = path.with_name(".metrics.jsonl.part")
         part.write_text("".join(kept))
         part.replace(path)
@@ -69,7 +70,8 @@ class Log:
         """Appends one row."""
         if self._lines is None:
             return
-        self._lines.write(json.dumps({"step": step, **scalars}) + "\n")
+        finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}  # JSON has no nan
+        self._lines.write(json.dumps({"step": step, **finite}) + "\n")
         self._lines.flush()
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
@@ -79,3 +81,11 @@ class Log:
         if self._lines is not None:
             self._lines.close()
             self._board.close()
+
+
+def _is_later(row: str, step: int) -> bool:
+    """Whether a row is of a later step; one that somebody else wrote stays."""
+    try:
+        return json.loads(row)["step"] > step
+    except (ValueError, KeyError, TypeError):
+        return False

@@ -1,5 +1,6 @@
 """The command line: flags to a program, and nothing else."""
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -7,6 +8,8 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
+
+from warm_jax import preemption
 
 MODES = {
     "train": "train, resuming by itself from the workdir's last checkpoint, and draw a grid of samples",
@@ -17,6 +20,7 @@ MODES = {
     "inspect": "look at --images: counts, sizes, broken files, a contact sheet, the spectrum",
     "convert": "convert published Inception weights, --from_inception=FILE.pth, to --out=FILE.safetensors",
 }
+SAVING = ("train", "sample", "evaluate")  # these save what they have, and leave, when a signal comes
 WITHOUT_CONFIG = ("prepare", "inspect", "convert")
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
@@ -127,12 +131,12 @@ def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Call
 
         drawing = generate.prepare(config, workdir, _SEEDS.value, _OUT.value, _CHECKPOINT.value)
         return lambda: generate.sample(drawing)
-    from warm_jax import evaluate
+    from warm_jax import evaluate, reference
 
     if mode == "convert":
-        return lambda: evaluate.convert_inception(_FROM_INCEPTION.value, _OUT.value)
+        return lambda: reference.convert_inception(_FROM_INCEPTION.value, _OUT.value)
     if mode == "stats":
-        return lambda: evaluate.statistics(config, _IMAGES.value, _OUT.value)
+        return lambda: reference.statistics(config, _IMAGES.value, _OUT.value)
     judging = evaluate.prepare(config, workdir, _IMAGES.value, _CHECKPOINT.value, _PROTOCOL.value, _WATCH.value)
     return lambda: evaluate.evaluate(judging)
 
@@ -148,16 +152,23 @@ def main(argv: list[str]) -> int:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/warm_jax/xla"))
     given = flags.FLAGS["config"].config_filename if _CONFIG.value is not None else ""
     workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(given or "images")
+    with preemption.noted() if _MODE.value in SAVING else contextlib.nullcontext():
+        return _run(_MODE.value, _CONFIG.value, workdir)
+
+
+def _run(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> int:
+    import jax
+
     try:
-        program = prepare(_MODE.value, _CONFIG.value, workdir)
+        program = prepare(mode, config, workdir)
     except (ValueError, TypeError, OSError) as error:
         logging.debug("while checking the input", exc_info=True)
         return _fail(error, EXIT_USAGE)
     try:
         return program()
-    except (ValueError, OSError, FloatingPointError) as error:
-        logging.info("traceback", exc_info=True)
-        return _fail(error, EXIT_USAGE if _MODE.value in (*WITHOUT_CONFIG, "stats") else EXIT_FAILED)
+    except (ValueError, TypeError, OSError, FloatingPointError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        logging.info("traceback", exc_info=True)  # --verbosity=0 shows it
+        return _fail(error, EXIT_USAGE if mode in (*WITHOUT_CONFIG, "stats") else EXIT_FAILED)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,11 @@ def grid(images: UInt8[np.ndarray, "n h w c"], columns: int | None = None) -> UI
     return canvas
 
 
+def scale_for_people(images: UInt8[np.ndarray, "n h w c"]) -> int:
+    """How often to repeat a pixel so that an image in a grid is about 64 pixels high."""
+    return max(1, round(64 / images.shape[1]))
+
+
 def save_png(path: pathlib.Path, image: UInt8[np.ndarray, "h w c"], scale: int = 1) -> None:
     """Writes a PNG in one piece or not at all; `scale` repeats pixels. Grey for one channel, RGB for three."""
     image = image.repeat(scale, 0).repeat(scale, 1)

@@ -1,23 +1,46 @@
 """Signals: SIGTERM and SIGINT ask a program to save and leave; it asks here, between steps, whether one has come."""
 
+import contextlib
 import signal
+import threading
 import types
+from collections.abc import Iterator
 
 EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: saved after a signal, and worth running again
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _received: list[str] = []
+_depth = 0
 
 
-def install() -> None:
-    """Notes the first SIGTERM or SIGINT; a second one ends the process at once, as if this had never been called."""
-    _received.clear()
+def _note(number: int, frame: types.FrameType | None) -> None:
+    _received.append(signal.Signals(number).name)
+    for either in _SIGNALS:
+        signal.signal(either, signal.SIG_DFL)
 
-    def note(number: int, frame: types.FrameType | None) -> None:
-        _received.append(signal.Signals(number).name)
-        signal.signal(number, signal.SIG_DFL)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, note)
+@contextlib.contextmanager
+def noted() -> Iterator[None]:
+    """Within, the first SIGTERM or SIGINT is noted, and a second one ends the process at once.
+
+    Also a decorator. Where one is within another, the outer one counts: what came before the inner one is not
+    forgotten. Only the main thread can do this; in another nothing changes.
+    """
+    global _depth
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if _depth == 0:
+        _received.clear()
+        before = [signal.signal(number, _note) for number in _SIGNALS]
+    _depth += 1
+    try:
+        yield
+    finally:
+        _depth -= 1
+        if _depth == 0:
+            for number, handler in zip(_SIGNALS, before, strict=True):
+                signal.signal(number, handler)
 
 
 def requested() -> str:

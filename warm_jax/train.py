@@ -17,7 +17,7 @@ from clu import parameter_overview
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from warm_jax import checkpoint, experiment, generate, log, mesh, pictures, preemption
+from warm_jax import checkpoint, experiment, generate, log, mesh, pictures, preemption, workdirs
 from warm_jax.data import pipeline, sources
 from warm_jax.step import BIN_EDGES, State, Totals, abstract_state, compile_step, init_state, learning_rate, zero_totals
 
@@ -60,18 +60,18 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
             f"data.num_classes is {config.data.num_classes}, {source.spec} has {source.num_classes} classes; "
             f"set it to {source.num_classes}, or to 0 to ignore classes"
         )
-    experiment.check_writable(workdir)
-    begun = any((workdir / "checkpoints").glob("[0-9]*"))
+    workdirs.check_writable(workdir)
+    begun = bool(generate.checkpoint_steps(workdir))
     if begun:
-        experiment.check_same(config, workdir, experiment.MODEL_KEYS + experiment.RUN_KEYS)
-        experiment.check_same_data(source, workdir, config.data.allow_changed)
+        workdirs.check_same(config, workdir, workdirs.MODEL_KEYS + workdirs.RUN_KEYS)
+        workdirs.check_same_data(source, workdir, config.data.allow_changed)
     spectrum = None
     if experiment.needs_spectrum(config):
         # One that a run left without a checkpoint may be of other images.
-        spectrum = experiment.load_spectrum(config, workdir) if begun else None
+        spectrum = workdirs.load_spectrum(workdir) if begun else None
         if spectrum is None:
             spectrum = experiment.measure_spectrum(source)
-            experiment.save_spectrum(spectrum, workdir)
+            workdirs.save_spectrum(spectrum, workdir)
     return Run(experiment.build(config, spectrum), source, workdir)
 
 
@@ -81,7 +81,7 @@ def _restore(exp: experiment.Experiment, checkpoints: checkpoint.Checkpoints) ->
     if found is None:
         return init_state(exp)
     step, items = found
-    checkpoints.remove_after(step)
+    checkpoints.set_aside_after(step)
     log.say(f"resuming from the checkpoint of step {step} in {checkpoints.folder}")
     return State(*items["train"])._replace(ema=items["ema"])
 
@@ -155,21 +155,23 @@ class Preview:
         self.labels = np.arange(count) % self.classes if self.classes else None
         self.draw = generate.Sampler(exp, batch_size=count)
 
-    def __call__(self, step: int, ema: PyTree) -> pathlib.Path:
-        """Draws with the weights `ema` and writes the grid of step `step`."""
-        images = self.draw(ema, self.seeds, self.labels).images
+    def __call__(self, step: int, ema: PyTree) -> str:
+        """Draws with the weights `ema` and writes the grid of step `step`; says where it is, or why there is none."""
+        try:
+            images = self.draw(ema, self.seeds, self.labels).images
+        except FloatingPointError as error:  # a picture is not worth a run
+            return f"none: {error}"
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"{step:08d}.png"
-        image = pictures.grid(images, self.columns)
         if jax.process_index() == 0:
-            pictures.save_png(path, image, scale=max(1, round(64 / images.shape[1])))
-        return path
+            pictures.save_png(path, pictures.grid(images, self.columns), scale=pictures.scale_for_people(images))
+        return str(path)
 
 
 def _introduce(run: Run, state: State, compiled_seconds: float, compiled: jax.stages.Compiled) -> None:
     exp = run.experiment
     table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
-    experiment.write_atomically(run.workdir / "parameters.txt", table.encode())
+    workdirs.write_atomically(run.workdir / "parameters.txt", table.encode())
     count = sum(x.size for x in jax.tree.leaves(state.params))
     flops = (compiled.cost_analysis() or {}).get("flops", 0)
     log.say(f"data: {run.source.spec}, {len(run.source)} images {'×'.join(map(str, run.source.image_shape))}")
@@ -190,16 +192,16 @@ def _stop_if_lost(state: State, limit: int, step: int, checkpoints: checkpoint.C
         )
 
 
+@preemption.noted()
 def train(run: Run) -> int:
     """Trains to `train.steps`, resuming by itself, and ends with a grid of samples. Returns the exit status."""
     exp, settings = run.experiment, run.experiment.config.train
-    preemption.install()
     checkpoints = checkpoint.Checkpoints(
         run.workdir / "checkpoints", keep_last=settings.keep_last, keep_every=settings.keep_every
     )
     state = _restore(exp, checkpoints)
-    experiment.save_config(exp.config, run.workdir)
-    experiment.save_data(run.source, run.workdir)
+    workdirs.save_config(exp.config, run.workdir)
+    workdirs.save_data(run.source, run.workdir)
     step, preview = int(state.step), Preview(exp, run.workdir)
     metrics = log.Log(run.workdir, step)
     try:
@@ -207,8 +209,9 @@ def train(run: Run) -> int:
             state, step = _loop(run, state, checkpoints, metrics, preview)
         _save(checkpoints, step, state, wait=True)
         if preemption.requested():
-            saved = [f"saved step {known} of {settings.steps}" for known in checkpoints.steps()[:1]]
-            log.say(f"{preemption.requested()}: {(saved or ['nothing was saved'])[0]}; the same command goes on from there")
+            known = checkpoints.steps()
+            saved = f"step {known[0]} of {settings.steps} is saved" if known else "nothing was saved"
+            log.say(f"{preemption.requested()}: {saved}; the same command goes on from there")
             return preemption.EXIT_AGAIN
         log.say(f"trained to step {step}; samples: {preview(step, state.ema)}")
         return 0

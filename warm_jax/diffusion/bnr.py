@@ -65,7 +65,7 @@ def information_budget(power: Power, fraction: float) -> Schedule:
     """The most blur that loses no more than `fraction` of the information which noise has left.
 
     α(β) = max { α : I(β, α) ≥ (1 - fraction) I(β, 0) }, by bisection of ln α; the loss grows with α. (Ours, not the
-    paper's.) The search ends at 2·max(h, w) pixels, where nothing but the mean is left.
+    paper's.) α(0) = 0. The search ends at 2·max(h, w) pixels, where nothing but the mean is left.
 
     Args:
       power: The data's DCT power `[h, w]`, ≥ 0 and not all 0.
@@ -87,6 +87,6 @@ def information_budget(power: Power, fraction: float) -> Schedule:
 
         bounds = jnp.full_like(beta, np.log(alpha_min)), jnp.full_like(beta, np.log(alpha_max))
         low, high = jax.lax.fori_loop(0, 30, halve, bounds)
-        return jnp.exp((low + high) / 2)
+        return jnp.where(beta > 0, jnp.exp((low + high) / 2), 0)
 
     return alpha

@@ -18,7 +18,7 @@ def gaussian(process: Process, power: Power) -> Predict:
     x̂0 = P a / (P a² + s²) · x for each frequency, D̂ = a x̂0, R̂ = (1 - a) x̂0.
     """
 
-    def predict(x: Float[Array, "b h w c"], t: Float[Array, "b"]) -> Prediction:
+    def predict(x: Float[Array, "b h w c"], t: Float[Array, " b"]) -> Prediction:
         p = jnp.asarray(power, x.dtype)[..., None]
         a, s = process.attenuation(t), process.noise(t)[:, None, None, None]
         clean = p * a / (p * jnp.square(a) + jnp.square(s)) * dct.dct2(x)
@@ -50,7 +50,7 @@ def empirical(process: Process, images: Float[Array, "n h w c"] | Float[np.ndarr
     """
     coefficients = dct.dct2(jnp.asarray(images))
 
-    def predict(x: Float[Array, "b h w c"], t: Float[Array, "b"]) -> Prediction:
+    def predict(x: Float[Array, "b h w c"], t: Float[Array, " b"]) -> Prediction:
         def one(state: tuple[Array, Array]) -> Array:
             weights, _ = _posterior(process, coefficients, *state)
             return jnp.einsum("n,nhwc->hwc", weights, coefficients, precision=jax.lax.Precision.HIGHEST)
@@ -63,7 +63,7 @@ def empirical(process: Process, images: Float[Array, "n h w c"] | Float[np.ndarr
 
 def log_density(
     process: Process, images: Float[Array, "n h w c"] | Float[np.ndarray, "n h w c"]
-) -> Callable[[Array, Array], Float[Array, "b"]]:
+) -> Callable[[Array, Array], Float[Array, " b"]]:
     """log p_t(x) in nats of the corrupted data set: a mixture of n Gaussians around the blurred images.
 
     Returns a function of (x `[b, h, w, c]`, t `[b]`) with s(t) > 0.
@@ -71,7 +71,7 @@ def log_density(
     coefficients = dct.dct2(jnp.asarray(images))
     count, size = coefficients.shape[0], np.prod(coefficients.shape[1:])
 
-    def density(x: Float[Array, "b h w c"], t: Float[Array, "b"]) -> Float[Array, "b"]:
+    def density(x: Float[Array, "b h w c"], t: Float[Array, " b"]) -> Float[Array, " b"]:
         def one(state: tuple[Array, Array]) -> Array:
             return _posterior(process, coefficients, *state)[1]
 

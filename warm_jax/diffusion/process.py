@@ -52,7 +52,7 @@ class Prediction(NamedTuple):
     residual: Float[Array, "*b h w c"]
 
 
-Predict = Callable[[Float[Array, "b h w c"], Float[Array, "b"]], Prediction]
+Predict = Callable[[Float[Array, "b h w c"], Float[Array, " b"]], Prediction]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Process:
     blur: Callable[[Array], Array]
     noise: Callable[[Array], Array]
     attenuation: Callable[[Array], Array]
-    draw_levels: Callable[[PRNGKeyArray, int], Float[Array, "n"]]
+    draw_levels: Callable[[PRNGKeyArray, int], Float[Array, " n"]]
     grid: Callable[[int], np.ndarray]
 
     def attenuate(self, x: Float[Array, "*b h w c"], t: Float[Array, "*b"]) -> Float[Array, "*b h w c"]:
@@ -82,7 +82,7 @@ class Process:
         return dct.idct2(self.attenuation(t) * dct.dct2(x))
 
     def corrupt(
-        self, key: PRNGKeyArray, x0: Float[Array, "b h w c"], t: Float[Array, "b"]
+        self, key: PRNGKeyArray, x0: Float[Array, "b h w c"], t: Float[Array, " b"]
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"], Float[Array, "b h w c"]]:
         """Draws x_t, equation (1), and gives the targets with it: (x_t, blurred, residual)."""
         blurred = self.attenuate(x0, t)

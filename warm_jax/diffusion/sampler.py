@@ -106,7 +106,7 @@ def sample(
     predict: Predict,
     process: Process,
     x: Float[Array, "b h w c"],
-    levels: Float[np.ndarray, "m"] | Float[Array, "m"],
+    levels: Float[np.ndarray, " m"] | Float[Array, " m"],
     *,
     solver: str = "heun",
     trajectory: bool = False,

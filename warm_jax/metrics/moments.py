@@ -38,7 +38,7 @@ _DAMAGED = (
 class Moments:
     """Mean `[d]` and unbiased covariance `[d, d]` in float64 of `count` features (None: a file that does not say)."""
 
-    mean: Float64[np.ndarray, "d"]
+    mean: Float64[np.ndarray, " d"]
     covariance: Float64[np.ndarray, "d d"]
     count: int | None
 
@@ -55,7 +55,7 @@ class Statistics:
     """What has been seen of a stream of features: count, mean `[d]` and scatter `[d, d]`, float64."""
 
     count: int
-    mean: Float64[np.ndarray, "d"]
+    mean: Float64[np.ndarray, " d"]
     scatter: Float64[np.ndarray, "d d"]
 
     @classmethod

@@ -103,7 +103,7 @@ def _squared_distances(x: np.ndarray, y: np.ndarray, batch: int) -> Iterator[tup
         yield slice(start, start + len(rows)), np.maximum(squared, 0)
 
 
-def _radii(x: np.ndarray, k: int, batch: int) -> Float64[np.ndarray, "n"]:
+def _radii(x: np.ndarray, k: int, batch: int) -> Float64[np.ndarray, " n"]:
     """Squared distance of each feature to its k-th nearest other."""
     radii = np.empty(len(x))
     for rows, squared in _squared_distances(x, x, batch):
@@ -159,7 +159,7 @@ def sliced_wasserstein(
     return float(np.sqrt(np.mean(np.diff(edges) @ gaps / (n * m))))
 
 
-def radial_power(images: UInt8[np.ndarray, "n h w c"] | Float[np.ndarray, "n h w c"]) -> Float64[np.ndarray, "bands"]:
+def radial_power(images: UInt8[np.ndarray, "n h w c"] | Float[np.ndarray, "n h w c"]) -> Float64[np.ndarray, " bands"]:
     """Mean orthonormal-DCT power in rings of equal frequency, over images and channels; in squared grey levels.
 
     Band i = 1 … N, N = max(H, W), holds the frequencies that round to i half-periods over the longer side, the last
@@ -180,8 +180,8 @@ def radial_power(images: UInt8[np.ndarray, "n h w c"] | Float[np.ndarray, "n h w
 
 
 def decibels(
-    power: Float64[np.ndarray, "bands"], reference: Float64[np.ndarray, "others"], floor: float = 1 / 12
-) -> Float64[np.ndarray, "bands"]:
+    power: Float64[np.ndarray, " bands"], reference: Float64[np.ndarray, " others"], floor: float = 1 / 12
+) -> Float64[np.ndarray, " bands"]:
     """10 log₁₀ of the ratio of two radial powers, band by band: positive where the samples have too much, in dB.
 
     `floor`, the power of rounding to whole grey levels, is added to both: below it an 8-bit image tells nothing.
@@ -191,7 +191,7 @@ def decibels(
     return 10 * np.log10((power + floor) / (reference + floor))
 
 
-def log_spectral_distance(power: Float64[np.ndarray, "bands"], reference: Float64[np.ndarray, "others"]) -> float:
+def log_spectral_distance(power: Float64[np.ndarray, " bands"], reference: Float64[np.ndarray, " others"]) -> float:
     """Root mean square over bands of `decibels`, in dB, ≥ 0: 3 for half or double the power in every band.
 
     The log-spectral distance of speech coding (Gray and Markel 1976) on the ring means of image spectra.

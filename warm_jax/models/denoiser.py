@@ -35,7 +35,7 @@ class Preconditioning:
     combine: Callable[[Array, Array, Array, Array | None], Prediction]
 
 
-def _images(level: Float[Array, "b"]) -> Float[Array, "b 1 1 1"]:
+def _images(level: Float[Array, " b"]) -> Float[Array, "b 1 1 1"]:
     return level[:, None, None, None]
 
 
@@ -130,7 +130,7 @@ class Denoiser:
         self,
         params: PyTree,
         x: Float[Array, "b h w c"],
-        t: Float[Array, "b"],
+        t: Float[Array, " b"],
         class_labels: Float[Array, "b k"] | None = None,
         augment_labels: Float[Array, "b n"] | None = None,
         dropout_key: PRNGKeyArray | None = None,

@@ -19,7 +19,6 @@ width after patching), each with `norm0 conv0 affine norm1 conv1 [skip] [norm2 q
 
 import contextlib
 import functools
-from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -29,112 +28,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-
-@dataclass(frozen=True)
-class _Style:
-    """What tells the two architectures apart; `taps` is the resampling filter in 1-d, of sum 1."""
-
-    taps: tuple[float, ...]
-    fourier: bool
-    pyramid: bool
-
-
-_STYLES = {
-    "ddpmpp": _Style((0.5, 0.5), fourier=False, pyramid=False),
-    "ncsnpp": _Style((0.125, 0.375, 0.375, 0.125), fourier=True, pyramid=True),
-}
-
+from warm_jax.models.geometry import STYLES, check_geometry, groups
 
 _LIMITED = (  # the fields of a UNet that check_geometry takes
     *("channels", "channel_mult", "num_blocks", "attention", "dropout", "architecture"),
     *("num_classes", "augment_labels", "patch_size", "remat"),
 )
-
-
-def _groups(channels: int) -> int:
-    return min(32, channels // 4)
-
-
-def _misfit(channels: int, channel_mult: tuple[int, ...], num_blocks: int) -> int | None:
-    """A width that GroupNorm's groups, or the pairs of sine and cosine, do not divide; None when all fit."""
-    width, widths, skips = channels, [channels], [channels]
-    for level, mult in enumerate(channel_mult):
-        skips += [width] * (level > 0) + [channels * mult] * num_blocks
-        width = channels * mult
-        widths.append(width)
-    for mult in reversed(channel_mult):
-        for _ in range(num_blocks + 1):
-            widths.append(width + skips.pop())
-            width = channels * mult
-    if channels % 2:
-        return channels
-    return next((w for w in widths if _groups(w) == 0 or w % _groups(w)), None)
-
-
-def _check_sides(height: int, width: int, levels: int, patch_size: int) -> None:
-    unit = patch_size * 2 ** (levels - 1)
-    for name, side in (("height", height), ("width", width)):
-        if side > 0 and side % unit == 0:
-            continue
-        below, above = side // unit * unit, (side // unit + 1) * unit
-        nearest = f"{below} or {above}" if below > 0 else f"{above}"
-        most = sum(side % (patch_size * 2**level) == 0 for level in range(levels))
-        fewer = f"at most {most} levels in channel_mult" if most else f"a patch_size that divides {side}"
-        raise ValueError(
-            f"{name} {side} cannot be cut into patches of {patch_size} and halved {levels - 1} times, which takes a "
-            f"multiple of {unit}: use a {name} of {nearest}, or {fewer}"
-        )
-
-
-def check_geometry(
-    height: int,
-    width: int,
-    *,
-    channels: int = 128,
-    channel_mult: tuple[int, ...] = (2, 2, 2),
-    num_blocks: int = 4,
-    attention: tuple[int, ...] = (16,),
-    dropout: float = 0.13,
-    architecture: str = "ddpmpp",
-    num_classes: int = 0,
-    augment_labels: int = 0,
-    patch_size: int = 1,
-    remat: tuple[int, ...] = (),
-) -> None:
-    """Raise ValueError, with value, limit and remedy, for a `UNet` that cannot be built on `height` × `width` images.
-
-    A resolution in `attention` or `remat` that never occurs is an error too, or the layer would be missing in silence.
-    One exception: `attention=(16,)`, the default, may miss. What stays is the attention that is always at the bottom.
-    """
-    if architecture not in _STYLES:
-        raise ValueError(f"unknown architecture {architecture!r}: choose one of {', '.join(_STYLES)}")
-    if not channel_mult or min(channel_mult) < 1:
-        raise ValueError(f"channel_mult is {tuple(channel_mult)}: give each level a factor of at least 1, as (2, 2, 2)")
-    limits = {"channels": (channels, 1), "num_blocks": (num_blocks, 1), "patch_size": (patch_size, 1)}
-    limits |= {"num_classes": (num_classes, 0), "augment_labels": (augment_labels, 0)}
-    for name, (value, least) in limits.items():
-        if value < least:
-            raise ValueError(f"{name} is {value}: it must be at least {least}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout is {dropout}: it must lie in [0, 1); 0 turns it off")
-    bad = _misfit(channels, channel_mult, num_blocks)
-    if bad is not None:
-        # Multiples of 32 always fit, so the search ends.
-        ways = (range(channels, 3, -1), range(channels, channels + 33))
-        nearest = [next((c for c in way if _misfit(c, channel_mult, num_blocks) is None), None) for way in ways]
-        reason = f"a layer of {bad} cannot be split into {max(1, _groups(bad))} groups of at least 4 (GroupNorm)"
-        if channels % 2:
-            reason = "sines and cosines need an even number"
-        raise ValueError(f"channels is {channels}: {reason}; use {' or '.join(str(c) for c in nearest if c)}")
-    _check_sides(height, width, len(channel_mult), patch_size)
-    occurring = [max(height, width) // patch_size >> level for level in range(len(channel_mult))]
-    for name, asked in (("attention", () if tuple(attention) == (16,) else attention), ("remat", remat)):
-        for resolution in asked:
-            if resolution not in occurring:
-                raise ValueError(
-                    f"{name} at resolution {resolution}, which never occurs: the larger side is "
-                    f"{', '.join(map(str, occurring))} from level to level; use some of these, or () for none"
-                )
 
 
 def _resample(
@@ -202,7 +101,7 @@ def _dense(name: str, x: Array, features: int, bias: bool = True, variance: floa
 
 
 def _norm(name: str, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    return nn.GroupNorm(_groups(x.shape[-1]), epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32, name=name)(x)
+    return nn.GroupNorm(groups(x.shape[-1]), epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32, name=name)(x)
 
 
 def sinusoids(x: Float[Array, " b"], channels: int) -> Float[Array, "b {channels}"]:
@@ -331,7 +230,7 @@ class UNet(nn.Module):
         if self.second_condition != (second is not None):
             given = "missing" if second is None else "given"
             raise ValueError(f"second_condition is {self.second_condition}, but the second condition is {given}")
-        fourier = _STYLES[self.architecture].fourier
+        fourier = STYLES[self.architecture].fourier
         width = self.channels * (2 if fourier else 1)
         condition = condition.astype(jnp.float32)
         y = FourierFeatures(width, name="map_noise")(condition) if fourier else sinusoids(condition, width)
@@ -356,13 +255,13 @@ class UNet(nn.Module):
     ) -> Array:
         """A `Block` on or to maps whose larger side is `side`."""
         kind = nn.remat(Block) if side in self.remat else Block
-        taps = _STYLES[self.architecture].taps
+        taps = STYLES[self.architecture].taps
         return kind(features, taps, dropout=dropout, dtype=jnp.dtype(self.dtype), name=name, **options)(x, embedding)
 
     @nn.nowrap
     def _encode(self, block: Any, x: Array) -> tuple[Array, list[Array]]:
         """The lowest feature map, and all outputs on the way as skips."""
-        style, dtype = _STYLES[self.architecture], jnp.dtype(self.dtype)
+        style, dtype = STYLES[self.architecture], jnp.dtype(self.dtype)
         pyramid, (height, width) = x, x.shape[1:3]
         x = _conv(f"enc_{height}x{width}_conv", x, self.channels, 3, dtype)
         skips = [x]

@@ -1,0 +1,92 @@
+"""Every number of a config reaches what it is for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import config
+
+from warm_jax import experiment, pictures
+from warm_jax.diffusion import loss
+
+
+def build(**changes):
+    return experiment.build(config(**changes))
+
+
+def test_process_settings_reach_the_process(key):
+    p = build(process__bnr=1.5, process__P_mean=0.4, process__P_std=0.3).process
+    np.testing.assert_allclose(p.blur(jnp.asarray([2.0])), [3.0])
+    drawn = np.log(p.draw_levels(key, 20_000))
+    assert abs(drawn.mean() - 0.4) < 0.01 and abs(drawn.std() - 0.3) < 0.01
+    grid = build(process__beta_min=0.1, process__beta_max=10.0, process__rho=1.0).process.levels(3)
+    np.testing.assert_allclose(grid, [10, 5.05, 0.1, 0])
+
+
+def test_model_settings_reach_the_model():
+    exp = build(model__sigma_data=0.7, model__dropout=0.3, model__dtype="bfloat16", model__remat=(4,))
+    np.testing.assert_allclose(exp.model.preconditioning.weight(jnp.asarray([2.0])), [(4 + 0.49) / 1.4**2], rtol=1e-6)
+    network = exp.model.network
+    assert (network.dropout, network.dtype, network.remat) == (0.3, jnp.bfloat16, (4,))
+    assert network.out_channels == 2 and network.second_condition and network.augment_labels == 0
+    hot = build(process__bnr=0.0)
+    assert hot.model.network.out_channels == 1 and not hot.process.blurs
+
+
+def test_the_budget_follows_the_spectrum():
+    spectrum = 1 / (1 + np.arange(28)[:, None] ** 2 + np.arange(28) ** 2)
+    made = config(process__schedule="information_budget", process__information_budget=0.2)
+    alpha = experiment.build(made, spectrum).process.blur(jnp.asarray([0.0, 0.3]))
+    flat = experiment.build(made, np.ones((28, 28))).process.blur(jnp.asarray([0.0, 0.3]))
+    assert alpha[0] == 0 and alpha[1] > flat[1] > 0  # less to lose where there is little detail
+
+
+def test_levels_and_noise_are_drawn_apart(key):
+    """With one key for both, the levels would be the first numbers of the noise."""
+    p = build().process
+    example = loss.draw(p, key, jnp.zeros((16, 28, 28, 1)))
+    noise = np.ravel((example.x - example.blurred) / example.t[:, None, None, None])
+    level = (np.log(example.t) + 1.2) / 1.2
+    assert not np.allclose(level, noise[:16], atol=1e-3) and abs(np.corrcoef(level, noise[:16])[0, 1]) < 0.8
+
+
+def test_spectrum_is_the_mean_power_of_the_images():
+    from warm_jax.data import arrays
+
+    images = np.random.RandomState(0).randint(0, 256, (30, 6, 8, 1)).astype(np.uint8)
+    import scipy.fft
+
+    expected = np.mean(scipy.fft.dctn(images / 127.5 - 1, axes=(1, 2), norm="ortho") ** 2, axis=(0, 3))
+    np.testing.assert_allclose(experiment.measure_spectrum(arrays.from_arrays("x", images)), expected, rtol=1e-4)
+    some = experiment.measure_spectrum(arrays.from_arrays("x", images), most=2)
+    ends = np.mean(scipy.fft.dctn(images[[0, 29]] / 127.5 - 1, axes=(1, 2), norm="ortho") ** 2, axis=(0, 3))
+    np.testing.assert_allclose(some, ends, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("x", "byte"),
+    [(-9.0, 0), (-1.0, 0), (-127 / 127.5, 1), (0.0, 128), (-0.003, 127), (0.999, 255), (1.0, 255), (9.0, 255)],
+)
+def test_bytes_by_edms_rule(x, byte):
+    """trunc(clip(127.5 x + 128, 0, 255)), worked by hand; 127.5 · 0.999 + 128 = 255.37 is clipped."""
+    assert int(pictures.to_uint8(jnp.full((1, 1, 1), x))[0, 0, 0]) == byte
+
+
+def test_bytes_survive_the_round_trip():
+    images = jnp.arange(256, dtype=jnp.uint8).reshape(16, 16, 1)
+    np.testing.assert_array_equal(pictures.to_uint8(pictures.from_uint8(images)), images)
+
+
+def test_a_grid_has_each_image_in_its_place(tmp_path):
+    images = np.stack([np.full((3, 4, 1), value, np.uint8) for value in (10, 20, 30, 40, 50)])
+    sheet = pictures.grid(images, columns=2)
+    assert sheet.shape == (13, 10, 1) and np.all(sheet[3:5] == 255) and np.all(sheet[10:, 6:] == 255)
+    assert [int(sheet[r, c, 0]) for r in (0, 5, 10) for c in (0, 6)] == [10, 20, 30, 40, 50, 255]
+    pictures.save_png(tmp_path / "a.png", sheet)
+    np.testing.assert_array_equal(pictures.load_png(tmp_path / "a.png"), sheet)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_key_of_a_seed_does_not_depend_on_the_backend_or_the_process():
+    """Threefry is specified bit by bit (Salmon et al. 2011): these words are the same everywhere."""
+    assert jax.random.key_data(jax.random.key(7)).tolist() == [0, 7]

@@ -1,0 +1,129 @@
+"""The folder that a run lives in: what it must not forget, and what must fit when somebody comes back to it."""
+
+import io
+import json
+import os
+import pathlib
+import tempfile
+import zipfile
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from warm_jax.data.sources import Source
+
+# What a config says of the weights and of the run that made them: with another value, a checkpoint means something
+# else.
+MODEL_KEYS = ("data.image_size", "data.channels", "data.num_classes", "data.augment", "model", "process")
+RUN_KEYS = (
+    *("seed", "data.augment_probability", "data.label_dropout"),
+    *("train.batch_size", "train.accumulation", "train.ema_halflife_images"),
+)
+
+
+def check_writable(folder: pathlib.Path) -> None:
+    """Makes `folder` and raises OSError, naming it, where nothing can be written in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write in {folder} ({error.strerror}); choose another with --workdir or --out") from error
+
+
+def write_atomically(path: pathlib.Path, content: bytes) -> None:
+    """The file is there whole, or as it was."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+def save_config(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Writes `config.json`."""
+    write_atomically(workdir / "config.json", json.dumps(config.to_dict(), indent=2, default=list).encode() + b"\n")
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def check_same(config: ConfigDict, workdir: pathlib.Path, keys: tuple[str, ...]) -> None:
+    """Raises ValueError, with both values, where `config` differs under `keys` from the workdir's `config.json`."""
+    path = workdir / "config.json"
+    if not path.exists():
+        raise ValueError(
+            f"{path} is missing, so nothing says what the checkpoints beside it are; "
+            "restore it, or give another --workdir"
+        )
+    try:
+        saved = _flatten(json.loads(path.read_text()))
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a config ({error}); restore it, or move the workdir away") from error
+    here = _flatten(json.loads(json.dumps(config.to_dict(), default=list)))
+    missing = "(not there)"
+    differ = [
+        f"{key} was {saved.get(key, missing)!r} and is now {here.get(key, missing)!r}"
+        for key in sorted(saved.keys() | here.keys())
+        if any(key == k or key.startswith(f"{k}.") for k in keys) and saved.get(key, missing) != here.get(key, missing)
+    ]
+    if differ:
+        raise ValueError(
+            f"the config does not fit the checkpoints in {workdir}: {'; '.join(differ)}. "
+            "Give the old values (--config.KEY=VALUE), or another --workdir"
+        )
+
+
+def check_same_data(source: Source, workdir: pathlib.Path, allow_changed: bool) -> None:
+    """Raises ValueError, with both fingerprints, where the images are not those that the workdir's run began with."""
+    path = workdir / "data.json"
+    if path.exists() and not allow_changed:
+        began = _read_data(path)
+        if began["fingerprint"] != source.fingerprint:
+            raise ValueError(
+                f"the images have changed since {workdir} was begun: {began['source']} ({began['images']} images) had "
+                f"fingerprint {began['fingerprint']}, {source.spec} ({len(source)}) has {source.fingerprint}. "
+                "Give the old images, another --workdir, or --config.data.allow_changed=True"
+            )
+
+
+def _read_data(path: pathlib.Path) -> dict:
+    try:
+        seen = json.loads(path.read_text())
+        return {key: seen[key] for key in ("source", "images", "fingerprint")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not say which images were seen ({error!r}); restore it, or remove it") from error
+
+
+def save_data(source: Source, workdir: pathlib.Path) -> None:
+    """Writes `data.json`: which images a run saw."""
+    seen = {"source": source.spec, "images": len(source), "fingerprint": source.fingerprint}
+    seen |= {"skipped": list(source.skipped)}
+    write_atomically(workdir / "data.json", json.dumps(seen, indent=2).encode() + b"\n")
+
+
+def seen_data(workdir: pathlib.Path) -> str | None:
+    """The fingerprint of the images that the workdir's run saw; None where it does not say."""
+    path = workdir / "data.json"
+    return _read_data(path)["fingerprint"] if path.exists() else None
+
+
+def save_spectrum(power: np.ndarray, workdir: pathlib.Path) -> None:
+    """Writes `spectrum.npz`."""
+    content = io.BytesIO()
+    np.savez(content, power=power)
+    write_atomically(workdir / "spectrum.npz", content.getvalue())
+
+
+def load_spectrum(workdir: pathlib.Path) -> np.ndarray | None:
+    """The spectrum that training measured and stored as `spectrum.npz`; None where there is none."""
+    path = workdir / "spectrum.npz"
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return stored["power"]
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it: the weights mean nothing without it") from error
