@@ -55,7 +55,7 @@ def get_config(system: str = "warm") -> ConfigDict:
 
     train = config.train = ConfigDict()
     train.batch_size = 32
-    train.steps = 2200
+    train.steps = 1800
     train.learning_rate = 3e-3
     train.warmup_images = 3200
     train.decay = "cosine"  # or "none", as EDM
@@ -67,7 +67,7 @@ def get_config(system: str = "warm") -> ConfigDict:
     train.residual_weight = 1.0
     train.accumulation = 1
     train.log_every = 200
-    train.sample_every = 1100
+    train.sample_every = 900
     train.checkpoint_every = 500
     train.keep_last = 2
     train.keep_every = 0  # 0: only the last ones
