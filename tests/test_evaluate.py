@@ -82,11 +82,10 @@ def test_an_interrupted_evaluation_ends_with_the_same_numbers(data, trained, tmp
     monkeypatch.setattr(evaluate, "SHARD", 20)
     for name in ("checkpoints", "config.json"):
         (tmp_path / name).symlink_to(trained / name)
-    config, asked = settings(data, first=7), []
+    config = settings(data, first=7)
 
     def after_two_shards():
-        asked.append(1)
-        return "SIGTERM" if len(asked) > 2 else ""
+        return "SIGTERM" if len(list(tmp_path.glob("evaluations/*/*.npz"))) >= 2 else ""
 
     with monkeypatch.context() as patch:
         patch.setattr(preemption, "requested", after_two_shards)
@@ -129,6 +128,45 @@ def test_the_papers_protocol_is_three_disjoint_rounds(data, trained, monkeypatch
     assert summary["fd_fashion_cnn_40_std_of_rounds"] == pytest.approx(np.std(values, ddof=1))
 
 
+def test_the_summary_says_what_its_rows_say(data, trained):
+    row, summary = (json.loads(line) for line in (trained / "results.jsonl").read_text().splitlines()[-2:])
+    assert summary["protocol"] == "paper" and summary["numbers"] == "0-119"
+    for name in ("reference", "reference_count", "extractor", "extractor_hash", "uint8_rule", "nfe", "checkpoint_step"):
+        assert summary[name] == row[name]
+
+
+def test_a_source_of_arrays_may_be_the_reference(data, tmp_path):
+    config = settings(data, reference=f"npz:{data / 'held_out.npz'}", metrics=("fd",))
+    _, (row,) = run(config, tmp_path, f"npz:{data / 'held_out.npz'}")
+    assert row["reference"].startswith("npz:") and row["reference_count"] == 200
+
+
+def test_a_sorted_reference_is_seen_from_end_to_end(data, tmp_path, monkeypatch):
+    """Pixels and features kept of a set sorted by class are those of even positions, as numpy picks them."""
+    monkeypatch.setattr(reference, "PIXEL_IMAGES", 5)
+    monkeypatch.setattr(reference, "FEATURE_IMAGES", 5)
+    assert reference.statistics(settings(data), f"npz:{data / 'seen.npz'}", str(tmp_path / "some.npz")) == 0
+    monkeypatch.undo()
+    assert reference.statistics(settings(data), f"npz:{data / 'seen.npz'}", str(tmp_path / "all.npz")) == 0
+    with np.load(tmp_path / "some.npz") as some, np.load(tmp_path / "all.npz") as every:
+        np.testing.assert_array_equal(some["pixels"], every["pixels"][[0, 49, 99, 149, 199]])
+        np.testing.assert_array_equal(some["features"], every["features"][[0, 49, 99, 149, 199]])
+        np.testing.assert_array_equal(some["mean"], every["mean"])
+
+
+def test_other_images_than_the_runs_are_no_default_reference(data, trained):
+    config = settings(data, metrics=("fd",))
+    config.data.source = f"npz:{data / 'held_out.npz'}"
+    with pytest.raises(ValueError, match="data hash differs"):
+        run(config, trained)
+
+
+def test_watching_passes_over_a_deleted_checkpoint(data, trained, monkeypatch):
+    monkeypatch.setattr(evaluate.generate, "checkpoint_steps", lambda workdir: [4, 3, 2])  # 3 was never saved
+    status, rows = run(settings(data, metrics=("fd",)), trained, watch=True)
+    assert status == 0 and [row["checkpoint_step"] for row in rows[-2:]] == [2, 4]
+
+
 def test_watching_scores_every_checkpoint(data, trained):
     status, rows = run(settings(data, metrics=("fd",)), trained, watch=True)
     assert status == 0 and [row["checkpoint_step"] for row in rows[-2:]] == [2, 4]
@@ -141,6 +179,9 @@ def test_watching_scores_every_checkpoint(data, trained):
         ({"metrics": ("is",)}, "Inception Score needs eval.extractor=inception"),
         ({"extractor": "vgg"}, "'vgg'; choose one of inception, fashion_cnn, efficientnet"),
         ({"count": 1}, "eval.count is 1; it must be at least 2"),
+        ({"count": 3, "metrics": ("fd", "pr")}, "eval.count is 3; it must be at least 4"),
+        ({"batch_size": 0}, "eval.batch_size is 0; it must be from 1 to 65,536"),
+        ({"reference": "nowhere.npz"}, "nowhere.npz is not there; make it with --mode=stats"),
         ({"count": 201}, "has 200 images, this evaluation needs 201"),
         ({"extractor": "inception"}, "http"),
     ],

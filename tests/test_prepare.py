@@ -210,5 +210,25 @@ def test_mixed_sizes_and_wrong_arguments(tmp_path):
             run(spec, tmp_path / "out.zip", **options)
     with pytest.raises(ValueError, match=r"must end in .zip or .arrayrecord"):
         run(spec, tmp_path / "out.tar")
-    with pytest.raises(FileNotFoundError, match="make it first"):
-        run(spec, tmp_path / "nowhere" / "out.zip")
+
+
+def test_a_damaged_chunk_is_made_again(tmp_path, monkeypatch):
+    """A crash of the machine can leave a chunk that is not whole: the file is still that of an uninterrupted run."""
+    rng = np.random.RandomState(0)
+    np.savez(tmp_path / "in.npz", images=rng.randint(0, 256, (40, 6, 6, 3)).astype(np.uint8))
+    spec = f"npz:{tmp_path / 'in.npz'}"
+    monkeypatch.setattr(prepare, "CHUNK", 10)
+    run(spec, tmp_path / "whole.zip")
+
+    def cut_off(*arguments):
+        raise RuntimeError
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(prepare, "_assemble", cut_off)
+        run(spec, tmp_path / "out.zip")
+    chunks = sorted((tmp_path / "out.zip.partial").glob("0*.zip"))
+    assert len(chunks) == 4
+    chunks[1].write_bytes(b"")
+    chunks[2].write_bytes(chunks[2].read_bytes()[:500])
+    run(spec, tmp_path / "out.zip")
+    assert (tmp_path / "out.zip").read_bytes() == (tmp_path / "whole.zip").read_bytes()

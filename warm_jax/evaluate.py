@@ -20,10 +20,11 @@ from warm_jax import experiment, generate, log, preemption, reference, workdirs
 from warm_jax.data import sources
 from warm_jax.metrics import extract, frechet, moments, scores
 
+_LEAST = {"pr": 4, "is": 10}  # images that a metric cannot do without
 METRICS = ("fd", "kid", "is", "pr", "swd", "lsd")
 SHARD = 1000  # images whose features are kept in one file
 PAPER_COUNT, PAPER_ROUNDS = 50_000, 3
-_WATCH_SECONDS = 15
+_WATCH_SECONDS = 15.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,19 +40,25 @@ class Run:
     watch: bool
 
 
+def _is_file(spec: str) -> bool:
+    """Whether a reference is a statistics file, and not a source such as `npz:FILE.npz`."""
+    return spec.endswith(".npz") and not spec.startswith(("npz:", "folder:", "zip:"))
+
+
 def _reference(run: Run) -> reference.Reference:
     """The reference that the config names, measured once in a workdir."""
     settings = run.config.eval
     expected = run.extractor.provenance((*experiment.image_side(run.config), run.config.data.channels))
-    if settings.reference.endswith(".npz"):
+    # Another source may be named on purpose, as held-out images; statistics and the default must be the run's images.
+    if run.sampling and not settings.allow_other_data and (not settings.reference or _is_file(settings.reference)):
+        expected = dataclasses.replace(expected, data_hash=workdirs.seen_data(run.workdir))
+    if _is_file(settings.reference):
         found = reference.load(pathlib.Path(settings.reference))
-        if run.sampling and not settings.allow_other_data:
-            expected = dataclasses.replace(expected, data_hash=workdirs.seen_data(run.workdir))
     else:
         source = reference.open_images(
             run.config, settings.reference or run.config.data.source, "name one with eval.reference"
         )
-        digest = hashlib.sha256(f"{source.fingerprint} {run.extractor.hash}".encode()).hexdigest()[:12]
+        digest = hashlib.sha256(f"spread {source.fingerprint} {run.extractor.hash}".encode()).hexdigest()[:12]
         path = run.workdir / "evaluations" / f"reference-{digest}.npz"
         if not path.exists():
             reference.save(path, reference.measure(run.config, source, run.extractor))
@@ -214,6 +221,19 @@ def _append(run: Run, row: dict[str, object]) -> None:
             file.write(json.dumps(row) + "\n")
 
 
+def _facts(run: Run, against: reference.Reference, images: _Images) -> dict[str, object]:
+    """What a score depends on besides its images' numbers."""
+    return {
+        **images.facts,
+        "reference": against.name,
+        "reference_count": against.moments.count,
+        "extractor": run.extractor.name,
+        "extractor_hash": run.extractor.hash,
+        "uint8_rule": moments.UINT8_RULE,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
 def _one_round(
     run: Run, against: reference.Reference, images: _Images, first: int, count: int
 ) -> dict[str, float] | None:
@@ -226,14 +246,8 @@ def _one_round(
         **result,
         "count": count,
         "numbers": f"{first}-{first + count - 1}",
-        **images.facts,
-        "reference": against.name,
-        "reference_count": against.moments.count,
-        "extractor": run.extractor.name,
-        "extractor_hash": run.extractor.hash,
-        "uint8_rule": moments.UINT8_RULE,
+        **_facts(run, against, images),
         "cautions": said,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     _append(run, row)
     log.say("\n".join([_line(row, list(result)), *(f"    note: {sentence}" for sentence in said)]))
@@ -250,10 +264,12 @@ def _all_rounds(run: Run, against: reference.Reference, images: _Images) -> bool
         found.append(result)
     if run.rounds > 1:
         names = [name for name in found[0] if not name.endswith("_std")]
-        summary = {"protocol": "paper", "rounds": run.rounds, **images.facts}
+        last = settings.first + run.rounds * settings.count - 1
+        summary = {"protocol": "paper", "rounds": run.rounds, "count": settings.count}
+        summary |= {"numbers": f"{settings.first}-{last}", **_facts(run, against, images)}
         for name in names:
             values = [result[name] for result in found]
-            summary |= {f"{name}_min": min(values), f"{name}_mean": float(np.mean(values))}
+            summary |= {f"{name}_min": min(values), f"{name}_max": max(values), f"{name}_mean": float(np.mean(values))}
             summary[f"{name}_std_of_rounds"] = float(np.std(values, ddof=1))
         _append(run, summary)
         log.say(
@@ -271,16 +287,17 @@ def _all_rounds(run: Run, against: reference.Reference, images: _Images) -> bool
 
 def _check(config: ConfigDict, extractor: extract.Extractor) -> None:
     settings = config.eval
-    for key, least in {"count": 2, "batch_size": 1, "first": 0}.items():
-        if settings[key] < least:
-            raise ValueError(f"eval.{key} is {settings[key]}; it must be at least {least}")
+    least = max([2, *(_LEAST[metric] for metric in settings.metrics if metric in _LEAST)])
+    if settings.count < least:
+        raise ValueError(f"eval.count is {settings.count}; it must be at least {least} for these eval.metrics")
+    if settings.first < 0:
+        raise ValueError(f"eval.first is {settings.first}; it must be at least 0")
     unknown = [metric for metric in settings.metrics if metric not in METRICS]
     if unknown or not settings.metrics:
         raise ValueError(f"eval.metrics is {tuple(settings.metrics)}; choose some of {', '.join(METRICS)}")
     if "is" in settings.metrics and extractor.name != frechet.INCEPTION:
         raise ValueError(f"the Inception Score needs eval.extractor=inception, not {extractor.name}")
-    shape = (1, *experiment.image_side(config), config.data.channels)
-    jax.eval_shape(extractor.apply, extractor.params, jax.ShapeDtypeStruct(shape, np.uint8))  # or it says what it takes
+    reference.check_images(config, extractor)
 
 
 def prepare(config: ConfigDict, workdir: pathlib.Path, images: str, step: int, protocol: str, watch: bool) -> Run:
@@ -308,9 +325,18 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, images: str, step: int, p
                 f"{rounds} round(s)); lower --config.eval.count, and the score's name will say so"
             )
     else:
-        while watch and not generate.checkpoint_steps(workdir):
-            time.sleep(1)
+        last = config.eval.first + rounds * config.eval.count
+        if last > 2**32:
+            raise ValueError(f"eval.first + eval.count × rounds is {last:,}; seeds end at {2**32:,}")
+        if watch and step != -1:
+            raise ValueError(f"--watch evaluates every checkpoint; it does not go with --checkpoint={step}")
+        if watch and not generate.checkpoint_steps(workdir):
+            log.say(f"waiting for the first checkpoint in {workdir}")
+        while watch and not generate.checkpoint_steps(workdir) and not preemption.requested():
+            _wait(1.0)
         sampling = generate.prepare(config, workdir, "0", str(workdir / "evaluations"), step)
+    if _is_file(config.eval.reference) and not pathlib.Path(config.eval.reference).is_file():
+        raise FileNotFoundError(f"eval.reference {config.eval.reference} is not there; make it with --mode=stats")
     workdirs.check_writable(workdir / "evaluations")
     return Run(config, workdir, extractor, source, sampling, rounds, watch)
 
@@ -318,7 +344,11 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, images: str, step: int, p
 @preemption.noted()
 def evaluate(run: Run) -> int:
     """Scores a checkpoint, or a source, or with `watch` each checkpoint as it comes. Returns the exit status."""
-    against = _reference(run)
+    try:
+        against = _reference(run)
+    except InterruptedError as error:
+        log.say(str(error))
+        return preemption.EXIT_AGAIN
     log.say(f"reference: {against.name}, {against.moments.count or 'unknown count of'} images")
     if not run.watch:
         step = run.sampling.step if run.sampling else -1
@@ -327,16 +357,26 @@ def evaluate(run: Run) -> int:
     else:
         done: set[int] = set()
         while not preemption.requested():
-            steps = [s for s in generate.checkpoint_steps(run.workdir) if s not in done]
-            for step in sorted(steps):
-                if not _all_rounds(run, against, _Images(run, step)):
-                    break
-                done.add(step)
-            if done and max(done) >= run.config.train.steps:
+            todo = [step for step in generate.checkpoint_steps(run.workdir) if step not in done]
+            if todo:
+                done.add(min(todo))
+                _watched(run, against, min(todo))
+            elif done and max(done) >= run.config.train.steps:
                 return 0
-            _wait(_WATCH_SECONDS)
+            else:
+                _wait(_WATCH_SECONDS)
     log.say(f"{preemption.requested()}: finished shards are kept; the same command goes on from there")
     return preemption.EXIT_AGAIN
+
+
+def _watched(run: Run, against: reference.Reference, step: int) -> None:
+    """Scores one checkpoint, unless training has deleted it meanwhile."""
+    try:
+        images = _Images(run, step)
+    except ValueError as error:
+        log.say(f"passed over: {error}")
+        return
+    _all_rounds(run, against, images)
 
 
 def _wait(seconds: float) -> None:

@@ -195,6 +195,8 @@ def made_with(run: Run, step: int, ema: PyTree) -> dict:
         weights.update(np.ascontiguousarray(leaf).data)
     config = run.experiment.config.to_dict()
     settings = {name: config[name] for name in ("model", "process", "sample")}
+    if (run.workdir / "spectrum.npz").exists():
+        settings["spectrum"] = hashlib.sha256((run.workdir / "spectrum.npz").read_bytes()).hexdigest()
     return json.loads(json.dumps({"checkpoint_step": step, "weights": weights.hexdigest(), **settings}, default=list))
 
 

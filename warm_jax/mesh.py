@@ -6,9 +6,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 BATCH_AXIS = "data"
 
 
-def make_mesh(count: int | None = None) -> Mesh:
-    """A mesh with one axis, over which batches are split, of all devices of all processes, or the first `count`."""
-    devices = jax.devices()[:count]
+def make_mesh(count: int | None = None, *, local: bool = False) -> Mesh:
+    """A mesh with one axis, over which batches are split, of all devices of all processes, or the first `count`.
+
+    With `local` those of this process only.
+    """
+    devices = (jax.local_devices() if local else jax.devices())[:count]
     # Auto on purpose: shardings are given at the borders of a step, and the compiler finds the rest.
     return jax.make_mesh((len(devices),), (BATCH_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 

@@ -62,7 +62,7 @@ def run(
     bar = tqdm(total=len(items), unit="image", desc=f"prepare {target.name}", disable=not progress)
     with bar, ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         for start in starts:
-            if not _chunk(partial, start).exists():
+            if not _is_whole(_chunk(partial, start)):
                 _write_chunk(_chunk(partial, start), start, items, settings, pool)
             bar.update(min(CHUNK, len(items) - start))
     count, skipped = _assemble(partial, [_chunk(partial, s) for s in starts], target, items, settings)
@@ -93,8 +93,7 @@ def fit(picture: Image.Image, size: tuple[int, int], crop: str, name: str) -> Im
 def _check_arguments(target: pathlib.Path, image_size, channels: int | None, crop: str, on_error: str) -> None:
     if target.suffix not in (".zip", ".arrayrecord"):
         raise ValueError(f"--out={target} must end in .zip or .arrayrecord")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"--out={target}: there is no folder {target.parent}; make it first")
+    target.parent.mkdir(parents=True, exist_ok=True)
     sides = (image_size,) if isinstance(image_size, int) else image_size or ()
     if any(not 1 <= side <= 4096 for side in sides) or len(sides) > 2:
         raise ValueError(f"image_size is {image_size}; it must be a side, or height and width, of 1 … 4096 pixels")
@@ -142,6 +141,15 @@ def _chunk(partial: pathlib.Path, start: int) -> pathlib.Path:
     return partial / f"{start:010d}.zip"
 
 
+def _is_whole(path: pathlib.Path) -> bool:
+    """Whether a chunk is there and undamaged: a crash of the machine can leave one renamed but not written."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None and "chunk.json" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
 def _write_chunk(path: pathlib.Path, start: int, items: Items, settings: dict, pool: ThreadPoolExecutor) -> None:
     """A zip of the images `start` … of a chunk, and of what the manifest needs to know about them."""
 
@@ -154,7 +162,7 @@ def _write_chunk(path: pathlib.Path, start: int, items: Items, settings: dict, p
             return str(error)
 
     made = list(pool.map(make, range(start, min(start + CHUNK, len(items)))))
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".part{os.getpid()}")
     with zipfile.ZipFile(part, "w") as archive:
         for index, image in enumerate(made, start):
             if not isinstance(image, str):

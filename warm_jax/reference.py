@@ -4,14 +4,15 @@ import dataclasses
 import pathlib
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from warm_jax import experiment, log, mesh, workdirs
+from warm_jax import experiment, log, mesh, preemption, workdirs
 from warm_jax.data import sources
 from warm_jax.metrics import efficientnet, extract, fashion, inception, moments, pth, scores, weights
 
-PIXEL_IMAGES = 5000  # at most so many images, the first ones, are compared pixel by pixel (swd)
+PIXEL_IMAGES = 5000  # at most so many images are compared pixel by pixel (swd, lsd)
 FEATURE_IMAGES = 10_000  # at most so many reference features are kept for kid and pr; fd takes all images
 
 
@@ -49,6 +50,14 @@ def open_images(config: ConfigDict, spec: str, remedy: str) -> sources.Source:
         raise FileNotFoundError(f"{spec} is not there ({error}); {remedy}") from error
 
 
+def check_images(config: ConfigDict, extractor: extract.Extractor) -> None:
+    """Raises ValueError where the batch size is out of range, or the extractor takes no such images."""
+    if not 1 <= config.eval.batch_size <= 2**16:
+        raise ValueError(f"eval.batch_size is {config.eval.batch_size}; it must be from 1 to 65,536")
+    shape = (1, *experiment.image_side(config), config.data.channels)
+    jax.eval_shape(extractor.apply, extractor.params, jax.ShapeDtypeStruct(shape, np.uint8))  # or it says what it takes
+
+
 def chunks(source: sources.Source, first: int, count: int, size: int = 256) -> Iterator[np.ndarray]:
     """The images `first` … `first + count - 1`, `size` at a time."""
     for start in range(first, first + count, size):
@@ -58,23 +67,35 @@ def chunks(source: sources.Source, first: int, count: int, size: int = 256) -> I
 def features_of(
     extractor: extract.Extractor, chunks: Iterator[np.ndarray], batch_size: int
 ) -> Iterator[extract.Features]:
-    """Features of all images, in order, over all devices; `batch_size` is rounded up to a multiple of them."""
-    devices = mesh.make_mesh()
+    """Features of all images, in order, over this process's devices; `batch_size` is rounded up to a multiple."""
+    devices = mesh.make_mesh(local=True)
     return extract.extract(extractor, chunks, -(-batch_size // devices.size) * devices.size, mesh.split(devices))
 
 
+def spread(count: int, most: int) -> np.ndarray:
+    """At most `most` of the numbers 0 … `count - 1`, spread evenly: a set may be sorted by class."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+
+
 def measure(config: ConfigDict, source: sources.Source, extractor: extract.Extractor) -> Reference:
-    """One pass over all images of the source: moments streamed, the first features and pixels kept."""
-    statistics, kept, have = moments.Statistics.empty(extractor.dim), [], 0
+    """One pass over all images of the source: moments streamed, features and pixels of an even part of it kept.
+
+    InterruptedError where a signal comes first.
+    """
+    statistics, kept, seen = moments.Statistics.empty(extractor.dim), [], 0
+    wanted = spread(len(source), FEATURE_IMAGES)
     bar = log.progress(len(source), unit="image", doing="reference")
     for features in features_of(extractor, chunks(source, 0, len(source)), config.eval.batch_size):
+        if preemption.requested():
+            raise InterruptedError(f"{preemption.requested()} while measuring {source.spec}; nothing of it is kept")
         statistics = statistics.update(features.pool)
-        if have < FEATURE_IMAGES:
-            kept.append(features.pool[: FEATURE_IMAGES - have])
-            have += len(kept[-1])
+        here = wanted[(wanted >= seen) & (wanted < seen + len(features.pool))] - seen
+        kept.append(features.pool[here])
+        seen += len(features.pool)
         bar.update(len(features.pool))
     bar.close()
-    pixels = np.concatenate(list(chunks(source, 0, min(PIXEL_IMAGES, len(source)))))
+    chosen = spread(len(source), PIXEL_IMAGES)
+    pixels = np.concatenate([source.read(part)[0] for part in np.array_split(chosen, -(-len(chosen) // 256))])
     provenance = extractor.provenance(source.image_shape, source.fingerprint)
     return Reference(
         source.spec, statistics.finalize(), provenance, np.concatenate(kept), pixels, scores.radial_power(pixels)
@@ -110,7 +131,10 @@ def statistics(config: ConfigDict, images: str, out: str) -> int:
     if not out.endswith(".npz"):
         raise ValueError(f"--out={out or '(missing)'}: a statistics file is an .npz")
     path = pathlib.Path(out)
+    if path.is_dir():
+        raise ValueError(f"--out={out} is a folder; name a file.npz")
     extractor = load_extractor(config)
+    check_images(config, extractor)
     source = open_images(config, images or config.data.source, "name another with --images")
     workdirs.check_writable(path.parent)
     save(path, measure(config, source, extractor))

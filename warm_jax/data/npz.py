@@ -11,6 +11,8 @@ from warm_jax.data import arrays
 _IMAGES = ("images", "arr_0", "x")
 _LABELS = ("labels", "label", "arr_1", "y")
 
+_MAX_BYTES = 1 << 36  # as for IDX: nothing so large belongs into memory
+
 
 def open_npz(path: pathlib.Path) -> arrays.Arrays:
     """The images (`images`, `arr_0` or `x`) and classes (`labels`, `label`, `arr_1` or `y`) in an .npz."""
@@ -39,6 +41,8 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: pathlib.Path)
             if dtype.hasobject:
                 raise ValueError("it holds Python objects, which are never unpickled")
             size, data = math.prod(shape) * dtype.itemsize, bytearray()
+            if size > _MAX_BYTES:
+                raise ValueError(f"it claims {size:,} bytes, the limit is {_MAX_BYTES:,}; use a zip")
             # One read of `size` would allocate what the header claims, not what is there.
             while len(data) < size and (chunk := stream.read(min(1 << 24, size - len(data)))):
                 data += chunk

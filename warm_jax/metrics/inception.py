@@ -15,6 +15,7 @@ Weights: pytorch-fid's port, a PyTorch state_dict whose names the modules below 
 """
 
 import functools
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -273,7 +274,17 @@ def _converted(module: list[str], leaf: str, state: Mapping[str, np.ndarray]) ->
 def save(path: str | os.PathLike, params: Any, source_hash: str) -> None:
     """Converted weights as safetensors, with the sha256 of the file that they came from."""
     flat = {".".join(str(e.key) for e in p): np.asarray(v) for p, v in jax.tree_util.tree_leaves_with_path(params)}
-    weights.write_safetensors(path, flat, {"network": INCEPTION, "source_sha256": source_hash})
+    about = {"network": INCEPTION, "source_sha256": source_hash, "content_sha256": _content_hash(flat)}
+    weights.write_safetensors(path, flat, about)
+
+
+def _content_hash(tensors: Mapping[str, np.ndarray]) -> str:
+    """sha256 of names, shapes and bytes: tells damage. (Intent it cannot tell: who writes a file writes its hash.)"""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].shape} ".encode())
+        digest.update(np.ascontiguousarray(tensors[name]).astype("<f4").tobytes())
+    return digest.hexdigest()
 
 
 def load(path: str | os.PathLike, sha256_prefix: str = SHA256_PREFIX) -> Extractor:
@@ -288,6 +299,8 @@ def load(path: str | os.PathLike, sha256_prefix: str = SHA256_PREFIX) -> Extract
         digest = about.get("source_sha256", "")
         if about.get("network") != INCEPTION or not digest.startswith(sha256_prefix):
             raise ValueError(f"{path} holds {about}, not the converted {INCEPTION} ({sha256_prefix}…). {INSTRUCTIONS}")
+        if about.get("content_sha256") != _content_hash(flat):
+            raise ValueError(f"{path} is damaged: its tensors do not have the hash that it says. {INSTRUCTIONS}")
         params = _nested(flat)
     else:
         digest = weights.require_file(path, sha256_prefix, INSTRUCTIONS)

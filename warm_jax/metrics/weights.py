@@ -67,10 +67,12 @@ def write_safetensors(
         offset += array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
-    with open(path, "wb") as file:
+    part = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
+    with open(part, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for array in arrays.values():
             file.write(array.tobytes())
+    part.replace(path)
 
 
 def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
