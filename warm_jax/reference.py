@@ -47,6 +47,8 @@ def open_images(config: ConfigDict, spec: str, remedy: str) -> sources.Source:
             spec, image_size=experiment.image_side(config), channels=config.data.channels, on_error=config.data.on_error
         )
     except FileNotFoundError as error:
+        if spec == config.data.source and config.data.instructions:
+            remedy = f"to get it: {config.data.instructions}"
         raise FileNotFoundError(f"{spec} is not there ({error}); {remedy}") from error
 
 
