@@ -167,7 +167,7 @@ def test_resampling_is_scipys_convolution(name):
     stuffed = np.zeros((12, 20))
     stuffed[::2, ::2] = x
     up = scipy.signal.convolve2d(stuffed, 4 * f)[p : p + 12, p : p + 20]
-    ours = unet._STYLES[name].taps
+    ours = unet.STYLES[name].taps
     np.testing.assert_allclose(unet.downsample(image, ours)[0, :, :, 0], down, atol=1e-6)
     np.testing.assert_allclose(unet.upsample(image, ours)[0, :, :, 0], up, atol=1e-6)
 
