@@ -52,8 +52,12 @@ _FROM_INCEPTION = flags.DEFINE_string("from_inception", "", "convert: the publis
 
 
 def _fail(error: Exception | str, status: int) -> int:
-    # A KeyError's text is the repr of its message, which hides the line breaks of "did you mean".
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    # Of an unknown key: a KeyError's text is the repr of its message, which hides "did you mean"; it may be wrapped.
+    text = error
+    while isinstance(text, KeyError | AttributeError) and text.args:
+        text = text.args[0]
+    if text is not error:
+        text = f"the config has no key {text}"
     lines = str(text).strip().splitlines() or [type(error).__name__]
     print(f"error: {' '.join(line.strip() for line in lines)}", file=sys.stderr)
     return status
