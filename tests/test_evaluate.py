@@ -135,6 +135,13 @@ def test_the_summary_says_what_its_rows_say(data, trained):
         assert summary[name] == row[name]
 
 
+def test_extrapolation_takes_the_bias_of_few_images_away(data, tmp_path):
+    """The Fréchet distance falls as 1/n towards its limit: at every n it lies above (Chong and Forsyth 2020)."""
+    config = settings(data, count=200, metrics=("fd", "fd_infinity"))
+    _, (row,) = run(config, tmp_path, f"npz:{data / 'held_out.npz'}")
+    assert row["fd_infinity_fashion_cnn_200"] < row["fd_fashion_cnn_200"]
+
+
 def test_a_source_of_arrays_may_be_the_reference(data, tmp_path):
     config = settings(data, reference=f"npz:{data / 'held_out.npz'}", metrics=("fd",))
     _, (row,) = run(config, tmp_path, f"npz:{data / 'held_out.npz'}")

@@ -20,8 +20,8 @@ from warm_jax import experiment, generate, log, preemption, reference, workdirs
 from warm_jax.data import sources
 from warm_jax.metrics import extract, frechet, moments, scores
 
-_LEAST = {"pr": 4, "is": 10}  # images that a metric cannot do without
-METRICS = ("fd", "kid", "is", "pr", "swd", "lsd")
+_LEAST = {"pr": 4, "is": 10, "fd_infinity": 20}  # images that a metric cannot do without
+METRICS = ("fd", "fd_infinity", "kid", "is", "pr", "swd", "lsd")
 SHARD = 1000  # images whose features are kept in one file
 PAPER_COUNT, PAPER_ROUNDS = 50_000, 3
 _WATCH_SECONDS = 15.0
@@ -186,6 +186,10 @@ def _scores(run: Run, against: reference.Reference, judged: Judged) -> tuple[dic
             said.append(f"{metric} needs the reference's images: make it with --mode=stats, or name a source")
         elif metric == "fd":
             result[frechet.score_name("fid", name, count)] = frechet.frechet_distance(found, against.moments)
+        elif metric == "fd_infinity":
+            key = "fid_infinity" if name == frechet.INCEPTION else "fd_infinity"
+            extrapolated = frechet.frechet_infinity(judged.pool, against.moments)
+            result[frechet.score_name(key, name, len(judged.pool))] = extrapolated.value
         elif metric == "kid":
             size = min(1000, len(judged.pool), len(against.features))
             estimate = scores.kid(judged.pool, against.features, subset_size=size)
