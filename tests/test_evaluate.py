@@ -146,6 +146,7 @@ def test_a_source_of_arrays_may_be_the_reference(data, tmp_path):
     config = settings(data, reference=f"npz:{data / 'held_out.npz'}", metrics=("fd",))
     _, (row,) = run(config, tmp_path, f"npz:{data / 'held_out.npz'}")
     assert row["reference"].startswith("npz:") and row["reference_count"] == 200
+    assert any("60 of 200 images, in their order" in caution for caution in row["cautions"])
 
 
 def test_a_sorted_reference_is_seen_from_end_to_end(data, tmp_path, monkeypatch):

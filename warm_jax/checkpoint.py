@@ -39,7 +39,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of the whole checkpoints, newest first; waits for what is being saved."""
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.reload()
         return sorted(self._manager.all_steps(), reverse=True)
 

@@ -246,6 +246,8 @@ def _one_round(
     if judged is None:
         return None
     result, said = _scores(run, against, judged)
+    if run.images is not None and count < len(run.images):
+        said.append(f"{count} of {len(run.images)} images, in their order: of a sorted set that is not a fair part")
     row = {
         **result,
         "count": count,

@@ -25,7 +25,7 @@ _MOST_SEEDS = 10_000_000
 
 
 def parse_seeds(text: str) -> np.ndarray:
-    """ "0-63,100" as an array of seeds, without repetition, in the order given. ValueError names what is wrong."""
+    """Text such as 0-63,100 as seeds, each once, in the order given. ValueError names what is wrong."""
     seeds: list[np.ndarray] = []
     for part in text.split(","):
         match = _RANGE.fullmatch(part.strip())

@@ -183,7 +183,6 @@ def _introduce(run: Run, state: State, compiled_seconds: float, compiled: jax.st
 
 def _stop_if_lost(state: State, limit: int, step: int, checkpoints: checkpoint.Checkpoints) -> None:
     if int(state.nonfinite) >= limit:
-        checkpoints.wait()
         steps = checkpoints.steps()
         kept = f"the checkpoint of step {steps[0]} is kept" if steps else "no checkpoint was good"
         raise FloatingPointError(
