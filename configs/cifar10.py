@@ -2,18 +2,34 @@
 
     curl --create-dirs -o data/cifar-10-binary.tar.gz https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz
     python -m warm_jax.main --config=configs/cifar10.py        # warm, BNR 0.5
-    python -m warm_jax.main --config=configs/cifar10.py:hot    # EDM
+    python -m warm_jax.main --config=configs/cifar10.py:hot    # EDM; systems.py has all names
 
-Published FID (50,000 samples, the best of three rounds, 35 evaluations): 1.85 at BNR 0.5 and 1.97 at BNR 0 (Hsueh
-et al., ICLR 2025), 2.01 / 2.57 / 11.97 at BNR 1 / 2 / 10. EDM's authors see 1.97 to 2.08 between seeds. Duration:
-200 million images, 390,625 steps of 512; EDM's authors report about 2 days on 8 V100.
+| system | published FID, 50,000 samples | evaluations | source |
+|---|---|---|---|
+| warm | 1.85 at BNR 0.5; 2.01 / 2.57 / 11.97 at BNR 1 / 2 / 10 | 35 | Hsueh et al. 2025, best of three rounds |
+| hot | 1.97 (1.97 to 2.08 between seeds) | 35 | Karras et al. 2022, best of three rounds |
+| pfgmpp | 1.91 with D = 2048, 1.92 with D = 128 | 35 | Xu et al. 2023 |
+| ddpm | 3.17 | 1000 | Ho et al. 2020 |
+| blurring | 3.17 | 1000 | Hoogeboom and Salimans 2022 |
+| ihdm | 18.96 (clean-fid's) | 200 | Rissanen et al. 2022 |
+| amortised, cold | none for unconditional samples | | |
+
+Duration of EDM's family: 200 million images, 390,625 steps of 512; EDM's authors report about 2 days on 8 V100, 400
+accelerator hours. ddpm and blurring: 800,000 steps of 128, half of that; ihdm: 1.3 million steps of 128.
 """
 
 from ml_collections import ConfigDict, config_dict
 
+from configs import systems
+
 
 def get_config(system: str = "warm") -> ConfigDict:
-    """`system` is "warm" or "hot"."""
+    """`system` is one of `systems.NAMES`; each with its published recipe."""
+    return systems.published(recipe(system))
+
+
+def recipe(system: str) -> ConfigDict:
+    """EDM's recipe, whatever the system."""
     config = ConfigDict()
     config.seed = 0
 
@@ -32,19 +48,10 @@ def get_config(system: str = "warm") -> ConfigDict:
     data.allow_changed = False  # True: go on from a checkpoint with other images than it began with
     data.num_workers = 0  # processes that decode, for sets too large for memory
 
-    process = config.process = ConfigDict()
-    process.system = system
-    process.schedule = "constant"  # or "information_budget": blur as much as the data's own spectrum allows
-    process.bnr = 0.5 if system == "warm" else 0.0  # blur in pixels per unit of noise
-    process.information_budget = 0.05  # fraction of the information that blur may cost, for that schedule
-    process.beta_min = 0.002
-    process.beta_max = 80.0
-    process.rho = 7.0
-    process.P_mean = -1.2  # ln β in training is N(P_mean, P_std²)
-    process.P_std = 1.2
+    config.process = systems.process(system)
 
     model = config.model = ConfigDict()
-    model.architecture = "ddpmpp"  # or "ncsnpp"
+    model.architecture = "ddpmpp"  # or "ncsnpp", or "adm"
     model.channels = 128
     model.channel_mult = (2, 2, 2)
     model.num_blocks = 4
@@ -53,7 +60,7 @@ def get_config(system: str = "warm") -> ConfigDict:
     model.patch_size = 1
     model.remat = ()  # resolutions whose activations are computed again instead of kept
     model.dtype = "bfloat16"
-    model.preconditioning = "edm"  # or "spectral"
+    model.preconditioning = "edm"  # what is predicted: models/denoiser.py has the choices
     model.sigma_data = 0.5
 
     train = config.train = ConfigDict()
@@ -65,6 +72,7 @@ def get_config(system: str = "warm") -> ConfigDict:
     train.b1 = 0.9
     train.b2 = 0.999
     train.eps = 1e-8
+    train.clip_norm = 0.0  # the norm that gradients are clipped to; 0: not
     train.ema_halflife_images = 500_000.0
     train.ema_rampup_ratio = 0.05
     train.residual_weight = 1.0
@@ -77,11 +85,21 @@ def get_config(system: str = "warm") -> ConfigDict:
     train.max_nonfinite_steps = 100
 
     sample = config.sample = ConfigDict()
-    sample.solver = "heun"
+    sample.solver = "heun"  # diffusion/sampler.py has the choices
     sample.steps = 18  # 35 evaluations
     sample.batch_size = 256
-    sample.bnr = config_dict.placeholder(float)  # unset: as trained
+    sample.bnr = config_dict.placeholder(float)  # unset: as trained; an amortised model can be sampled at any
+    sample.schedule = config_dict.placeholder(str)  # of an amortised model: "constant" or "information_budget"
     sample.class_label = config_dict.placeholder(int)  # unset: each seed draws its own
+    sample.guidance = 1.0  # weight of guidance, by the same model told no class or by sample.guide; 1: none
+    sample.guide = ""  # workdir of a weaker model that guides this one
+    sample.guide_checkpoint = -1  # the step of its checkpoint; -1: the latest
+    sample.clip = False  # bring x̂0 into [-1, 1] at each step
+    sample.S_churn = 0.0  # noise that solver "stochastic" adds, EDM's names
+    sample.S_min = 0.0
+    sample.S_max = 1e6
+    sample.S_noise = 1.0
+    sample.delta = 1.25  # noise that solver "perturb" adds, in units of the process's
 
     evaluation = config.eval = ConfigDict()
     evaluation.extractor = "inception"  # "inception" (FID), "efficientnet" or "fashion_cnn"
@@ -92,4 +110,11 @@ def get_config(system: str = "warm") -> ConfigDict:
     evaluation.count = 50_000
     evaluation.first = 0  # the first seed, or the number of the first image
     evaluation.batch_size = 250
+
+    compare = config.compare = ConfigDict()  # --mode=compare
+    compare.systems = systems.NAMES
+    compare.repeated = ("hot", "warm")  # these are trained from `repeats` seeds, the others from one
+    compare.repeats = 3
+    compare.steps = 18  # of Heun's solver, beside each system's own
+    compare.shown = 10  # samples in the picture, a system
     return config

@@ -1,7 +1,7 @@
 """The bundled images: Fashion-MNIST at 28×28, ten classes. Minutes on a laptop, to see the whole thing work.
 
     python -m warm_jax.main --config=configs/fashion_mnist.py          # blur and noise (BNR 0.5)
-    python -m warm_jax.main --config=configs/fashion_mnist.py:hot      # noise alone: EDM
+    python -m warm_jax.main --config=configs/fashion_mnist.py:hot      # noise alone: EDM; systems.py has all names
     python -m warm_jax.main --config=configs/fashion_mnist.py --mode=sample --seeds=0-99
 
 The bundled file is Fashion-MNIST's *test* file, 10,000 images, used here for training: nobody's benchmark. For the full
@@ -10,9 +10,11 @@ training set, name the folder of its IDX files: --config.data.source=idx:FOLDER.
 
 from ml_collections import ConfigDict, config_dict
 
+from configs import systems
+
 
 def get_config(system: str = "warm") -> ConfigDict:
-    """`system` is "warm" or "hot"."""
+    """`system` is one of `systems.NAMES`; all with the same network and training."""
     config = ConfigDict()
     config.seed = 0
 
@@ -29,19 +31,12 @@ def get_config(system: str = "warm") -> ConfigDict:
     data.allow_changed = False  # True: go on from a checkpoint with other images than it began with
     data.num_workers = 0  # processes that decode, for sets too large for memory
 
-    process = config.process = ConfigDict()
-    process.system = system
-    process.schedule = "constant"  # or "information_budget": blur as much as the data's own spectrum allows
-    process.bnr = 0.5 if system == "warm" else 0.0  # blur in pixels per unit of noise
-    process.information_budget = 0.05  # fraction of the information that blur may cost, for that schedule
-    process.beta_min = 0.002
-    process.beta_max = 80.0
-    process.rho = 7.0
-    process.P_mean = -1.2  # ln β in training is N(P_mean, P_std²)
-    process.P_std = 1.2
+    config.process = systems.process(system)
+    if system == "ihdm":
+        config.process.steps, config.process.blur_max = 100, 20.0  # as published for MNIST
 
     model = config.model = ConfigDict()
-    model.architecture = "ddpmpp"  # or "ncsnpp"
+    model.architecture = "ddpmpp"  # or "ncsnpp", or "adm"
     model.channels = 32
     model.channel_mult = (1, 2)
     model.num_blocks = 1
@@ -50,7 +45,7 @@ def get_config(system: str = "warm") -> ConfigDict:
     model.patch_size = 2  # the network sees 14×14 patches of 2×2 pixels
     model.remat = ()
     model.dtype = "float32"
-    model.preconditioning = "edm"  # or "spectral"
+    model.preconditioning = "edm"  # what is predicted: models/denoiser.py has the choices
     model.sigma_data = 0.5
 
     train = config.train = ConfigDict()
@@ -62,6 +57,7 @@ def get_config(system: str = "warm") -> ConfigDict:
     train.b1 = 0.9
     train.b2 = 0.999
     train.eps = 1e-8
+    train.clip_norm = 0.0  # the norm that gradients are clipped to; 0: not
     train.ema_halflife_images = 6400.0
     train.ema_rampup_ratio = 0.05
     train.residual_weight = 1.0
@@ -74,11 +70,21 @@ def get_config(system: str = "warm") -> ConfigDict:
     train.max_nonfinite_steps = 50
 
     sample = config.sample = ConfigDict()
-    sample.solver = "heun"  # "euler", "heun" or "multistep"
+    sample.solver = "heun"  # diffusion/sampler.py has the choices
     sample.steps = 18
     sample.batch_size = 64
-    sample.bnr = config_dict.placeholder(float)  # unset: as trained
+    sample.bnr = config_dict.placeholder(float)  # unset: as trained; an amortised model can be sampled at any
+    sample.schedule = config_dict.placeholder(str)  # of an amortised model: "constant" or "information_budget"
     sample.class_label = config_dict.placeholder(int)  # unset: each seed draws its own
+    sample.guidance = 1.0  # weight of guidance, by the same model told no class or by sample.guide; 1: none
+    sample.guide = ""  # workdir of a weaker model that guides this one
+    sample.guide_checkpoint = -1  # the step of its checkpoint; -1: the latest
+    sample.clip = False  # bring x̂0 into [-1, 1] at each step
+    sample.S_churn = 0.0  # noise that solver "stochastic" adds, EDM's names
+    sample.S_min = 0.0
+    sample.S_max = 1e6
+    sample.S_noise = 1.0
+    sample.delta = 1.25  # noise that solver "perturb" adds, in units of the process's
 
     evaluation = config.eval = ConfigDict()
     evaluation.extractor = "fashion_cnn"  # "inception" (FID), "efficientnet" or "fashion_cnn"
@@ -89,4 +95,13 @@ def get_config(system: str = "warm") -> ConfigDict:
     evaluation.count = 5_000
     evaluation.first = 0  # the first seed, or the number of the first image
     evaluation.batch_size = 250
+
+    compare = config.compare = ConfigDict()  # --mode=compare
+    compare.systems = systems.NAMES
+    compare.repeated = ("hot", "warm")  # these are trained from `repeats` seeds, the others from one
+    compare.repeats = 3
+    compare.steps = 18  # of Heun's solver, beside each system's own
+    compare.shown = 10  # samples in the picture, a system
+    systems.native(config)
+    config.sample.steps = min(config.sample.steps, 100)  # of the 1000 of some: minutes are short here
     return config

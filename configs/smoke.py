@@ -26,5 +26,11 @@ def get_config(system: str = "warm") -> ConfigDict:
     config.train.sample_every = 10
     config.train.checkpoint_every = 5
     config.sample.steps = 4
+    if system == "ihdm":
+        config.process.steps = 4
     config.sample.batch_size = 16
+    config.eval.count = 100
+    config.eval.metrics = ("fd", "lsd")
+    config.compare.steps = 4
+    config.compare.repeats = 2
     return config

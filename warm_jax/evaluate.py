@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from warm_jax import experiment, generate, log, preemption, reference, workdirs
+from warm_jax import experiment, family, generate, log, preemption, reference, workdirs
 from warm_jax.data import sources
 from warm_jax.metrics import extract, frechet, moments, scores
 
@@ -25,6 +25,7 @@ METRICS = ("fd", "fd_infinity", "kid", "is", "pr", "swd", "lsd")
 SHARD = 1000  # images whose features are kept in one file
 PAPER_COUNT, PAPER_ROUNDS = 50_000, 3
 _WATCH_SECONDS = 15.0
+_SHOWN = ("system", "checkpoint_step", "nfe", "solver", "steps", "bnr", "guidance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,16 +81,18 @@ class _Images:
             self.key = {"images": run.images.fingerprint}
             return
         self._source, sampling = None, dataclasses.replace(run.sampling, step=step)
-        step, self._ema = generate.load_ema(sampling)
-        self._sampler = generate.Sampler(sampling.experiment)
+        step, self._weights = generate.load_weights(sampling)
+        self._sampler = sampling.sampler()
         settings = run.config.sample
-        self.key = generate.made_with(sampling, step, self._ema)
+        self.key = generate.made_with(sampling, step, self._weights)
         self.facts = {
             "images": "samples",
             "checkpoint_step": step,
             "solver": settings.solver,
             "steps": settings.steps,
-            "bnr": run.config.process.bnr if run.config.process.schedule == "constant" else run.config.process.schedule,
+            "system": run.config.process.system,
+            "bnr": family.sampled_bnr(run.config),
+            "guidance": settings.guidance,
         }
         self._label = -1 if settings.class_label is None else settings.class_label
 
@@ -100,7 +103,7 @@ class _Images:
         size = self._sampler.batch_size
         for start in range(first, first + count, size):
             seeds = np.arange(start, min(start + size, first + count))
-            samples = self._sampler(self._ema, seeds, np.full(len(seeds), self._label))
+            samples = self._sampler(self._weights, seeds, np.full(len(seeds), self._label))
             self.facts["nfe"] = samples.nfe
             yield samples.images
 
@@ -215,7 +218,7 @@ def _scores(run: Run, against: reference.Reference, judged: Judged) -> tuple[dic
 
 def _line(row: dict[str, object], names: list[str]) -> str:
     values = "  ".join(f"{name} {row[name]:.4g}" for name in names if not name.endswith("_std"))
-    how = "  ".join(f"{k} {row[k]}" for k in ("checkpoint_step", "nfe", "solver", "steps", "bnr") if k in row)
+    how = "  ".join(f"{k} {row[k]}" for k in _SHOWN if row.get(k) is not None)
     return f"{values}  | {row['images']} {row['numbers']}  {how}  | against {row['reference']}, {row['extractor']}"
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from warm_jax import family, pictures
 from warm_jax import mesh as meshes
-from warm_jax import pictures
 from warm_jax.data import augment
 from warm_jax.data.sources import Source
 from warm_jax.diffusion import bnr, dct, process, sampler
@@ -40,6 +40,7 @@ _RANGES = {
     "train.b1": (0, 1 - 1e-6),
     "train.b2": (0, 1 - 1e-9),
     "train.eps": (0, 1),
+    "train.clip_norm": (0, 1e9),
     "train.ema_halflife_images": (1, 1e12),
     "train.ema_rampup_ratio": (1e-6, 1e6),
     "train.residual_weight": (0, 1e6),
@@ -68,12 +69,22 @@ _CHOICES = {
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A config made real: what training and sampling share."""
+    """A config made real: what training and sampling share.
+
+    `sampled` is the process of sampling: `process`, but of an amortised model the one at the BNR that was asked for.
+    """
 
     config: ConfigDict
     mesh: Mesh
     process: process.Process
     model: denoiser.Denoiser
+    sampled: process.Process
+    system: family.System
+
+    @property
+    def to_sample(self) -> denoiser.Denoiser:
+        """The model on the process that it is sampled on."""
+        return self.model.of(self.sampled)
 
 
 def lookup(config: ConfigDict, key: str):
@@ -100,11 +111,16 @@ def check_values(config: ConfigDict) -> None:
     for key in _INTEGERS:
         if not all(type(value) is int for value in lookup(config, key)):
             raise ValueError(f"{key} is {lookup(config, key)!r}; it must hold whole numbers, as (1, 2)")
-    if config.process.system == "hot" and config.process.bnr != 0:
-        raise ValueError(f"process.bnr is {config.process.bnr}; the hot system has no blur: set it to 0, or use :warm")
-    if config.process.system == "hot" and config.process.schedule != "constant":
-        raise ValueError(f"process.schedule is {config.process.schedule}; the hot system has no blur: use :warm")
-    sampler.check_solver(config.sample.solver)
+    for key, (least, most) in _PROCESS_RANGES.items():
+        value = config.process.get(key)
+        if value is not None and not least <= value <= most:
+            raise ValueError(f"process.{key} is {value}; it must be from {_number(least)} to {_number(most)}")
+    known = family.of(config).preconditionings
+    if config.model.preconditioning not in known:
+        raise ValueError(
+            f"model.preconditioning is {config.model.preconditioning!r}; for {config.process.system} choose one of "
+            f"{', '.join(known)}"
+        )
 
 
 def check_batch(config: ConfigDict, devices: int) -> None:
@@ -118,17 +134,32 @@ def check_batch(config: ConfigDict, devices: int) -> None:
         )
 
 
-def needs_spectrum(config: ConfigDict) -> bool:
-    """Whether the process or the preconditioning follow the data's measured power."""
-    return config.model.preconditioning == "spectral" or config.process.schedule == "information_budget"
+def needs_measuring(config: ConfigDict) -> bool:
+    """Whether the process or the preconditioning stand on something measured of the data."""
+    by_power = config.model.preconditioning == "spectral" or config.process.get("schedule") == "information_budget"
+    return by_power or family.of(config).measures
 
 
-def measure_spectrum(source: Source, most: int = 10_000) -> np.ndarray:
-    """The mean DCT power `[h, w]` of up to `most` images, spread evenly over the source."""
+def _parts(source: Source, most: int) -> list[np.ndarray]:
+    """At most `most` images, spread evenly over the source, as numbers in parts of a thousand."""
     chosen = np.unique(np.linspace(0, len(source) - 1, min(most, len(source))).astype(np.int64))
+    return np.array_split(chosen, -(-len(chosen) // 1000))
+
+
+def measure(config: ConfigDict, source: Source, most: int = 10_000) -> family.Measured:
+    """The mean DCT power `[h, w]` of up to `most` images and, for systems that start from images, those of some."""
     power = jax.jit(lambda images: dct.power(pictures.from_uint8(images)) * len(images))
-    parts = np.array_split(chosen, -(-len(chosen) // 1000))
-    return np.sum([power(source.read(part)[0]) for part in parts], axis=0, dtype=np.float64) / len(chosen)
+    parts = _parts(source, most)
+    mean = np.sum([power(source.read(part)[0]) for part in parts], axis=0, dtype=np.float64) / sum(map(len, parts))
+    if "start" not in config.process:
+        return family.Measured(mean)
+    exp = build(config)
+    alpha = float(exp.process.blur(jnp.asarray(exp.process.highest)))
+    low = [
+        systems.low_frequencies(pictures.from_uint8(source.read(part)[0]), alpha)
+        for part in _parts(source, family.START_IMAGES)
+    ]
+    return family.Measured(mean, np.concatenate(low))
 
 
 def image_side(config: ConfigDict) -> tuple[int, int]:
@@ -137,24 +168,10 @@ def image_side(config: ConfigDict) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def _process(config: ConfigDict, spectrum: np.ndarray | None) -> process.Process:
-    shape, settings = (*image_side(config), config.data.channels), config.process
-    levels = {name: settings[name] for name in ("beta_min", "beta_max", "rho", "P_mean", "P_std")}
-    if settings.schedule == "information_budget":
-        return process.warm(shape, bnr.information_budget(spectrum, settings.information_budget), **levels)
-    if settings.bnr == 0:
-        return process.hot(shape, **levels)
-    return process.warm(shape, bnr.constant(settings.bnr), **levels)
-
-
-def build(config: ConfigDict, spectrum: np.ndarray | None = None) -> Experiment:
-    """Checks `config` and makes its process and model; `spectrum` where `needs_spectrum`. ValueError for bad values."""
-    check_values(config)
-    if needs_spectrum(config) and spectrum is None:
-        spectrum = np.ones(image_side(config))  # only shapes and ranges are checked with it
-    kind = _process(config, spectrum)
+def _network(config: ConfigDict, shape: tuple[int, int, int], around: denoiser.Preconditioning, two: bool):
+    """The network that the config describes, its limits checked; `two`: it is told two numbers of a level."""
     settings = config.model.copy_and_resolve_references()
-    shape = {
+    fields = {
         "channels": settings.channels,
         "channel_mult": tuple(settings.channel_mult),
         "num_blocks": settings.num_blocks,
@@ -166,18 +183,35 @@ def build(config: ConfigDict, spectrum: np.ndarray | None = None) -> Experiment:
         "patch_size": settings.patch_size,
         "remat": tuple(settings.remat),
     }
-    unet.check_geometry(*kind.image_shape[:2], **shape)
-    network = unet.UNet(
-        out_channels=kind.image_shape[2] * (2 if kind.blurs else 1),
-        second_condition=kind.blurs,
-        dtype=jnp.dtype(settings.dtype),
-        **shape,
+    unet.check_geometry(*shape[:2], **fields)
+    kind = adm.ADM if settings.architecture == "adm" else unet.UNet
+    return kind(
+        out_channels=shape[2] * around.heads, second_condition=two, dtype=jnp.dtype(settings.dtype), **fields
     )
-    if settings.preconditioning == "spectral":
-        preconditioning = denoiser.spectral(kind, spectrum)
-    else:
-        preconditioning = denoiser.edm(kind, settings.sigma_data)
-    return Experiment(config, meshes.make_mesh(), kind, denoiser.Denoiser(network, kind, preconditioning))
+
+
+def build(config: ConfigDict, measured: family.Measured | None = None) -> Experiment:
+    """Checks `config` and makes its process and model; `measured` where `needs_measuring`. ValueError for bad values."""
+    check_values(config)
+    shape, system = (*image_side(config), config.data.channels), family.of(config)
+    if measured is None:  # only shapes and ranges are checked with it
+        measured = family.Measured(np.ones(shape[:2]), np.zeros((2, 1, 1, shape[2]), np.float32))
+    try:
+        kind = system.build(shape, config.process, measured)
+    except AttributeError as error:
+        raise ValueError(f"config.process lacks a key that {config.process.system} needs: {error}") from error
+    sampled = family.to_sample(config, kind, measured)
+    sampler.check_solver(config.sample.solver, sampled)
+    sampled.levels(config.sample.steps)
+    choose = denoiser.CHOICES[config.model.preconditioning]
+
+    def precondition(of: process.Process) -> denoiser.Preconditioning:
+        return choose(of, config.model.sigma_data, measured.power)
+
+    around = precondition(kind)
+    told = jax.eval_shape(around.conditions, jax.ShapeDtypeStruct((1,), jnp.float32))
+    model = denoiser.Denoiser(_network(config, shape, around, len(told) == 2), kind, precondition)
+    return Experiment(config, meshes.make_mesh(), kind, model, sampled, system)
 
 
 def precision_policy(config: ConfigDict) -> str:

@@ -17,8 +17,9 @@ import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from warm_jax import checkpoint, experiment, log, mesh, pictures, preemption, store, workdirs
-from warm_jax.diffusion import sampler
+from warm_jax import checkpoint, experiment, family, log, mesh, pictures, preemption, store, workdirs
+from warm_jax.diffusion import predictors, sampler
+from warm_jax.diffusion.process import Predict
 
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 _MOST_SEEDS = 10_000_000
@@ -44,35 +45,70 @@ def parse_seeds(text: str) -> np.ndarray:
 class Sampler:
     """A compiled sampling loop for batches of one size; fewer images are padded.
 
+    It is called with a tree of weights: the model's, or the pair of the model's and its guide's.
+
     Args:
-      exp: The experiment; its config's `sample` names solver and steps.
+      exp: The experiment; its config's `sample` names solver, steps and guidance.
       batch_size: Images at a time; rounded up to a multiple of the devices. Default: `sample.batch_size`.
+      guide: The weaker experiment of `sample.guide`.
     """
 
-    def __init__(self, exp: experiment.Experiment, batch_size: int | None = None):
+    def __init__(
+        self,
+        exp: experiment.Experiment,
+        batch_size: int | None = None,
+        guide: experiment.Experiment | None = None,
+    ):
         wanted, devices = batch_size or exp.config.sample.batch_size, exp.mesh.size
         self.batch_size = -(-wanted // devices) * devices
         self.compile_seconds = 0.0
-        self._exp, self._compiled = exp, None
-        self._levels = exp.process.levels(exp.config.sample.steps).astype(np.float32)
+        self._exp, self._guide, self._compiled = exp, guide, None
+        self._levels = exp.sampled.levels(exp.config.sample.steps).astype(np.float32)
 
-    def _draw(self, params: PyTree, seeds: jax.Array, labels: jax.Array, levels: jax.Array):
-        exp, classes = self._exp, self._exp.config.data.num_classes
-        keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(seeds)
-        x = jax.vmap(lambda key: exp.process.prior(key, exp.process.image_shape))(keys[:, 0])
-        one_hot = None
-        if classes:
-            own = jax.vmap(lambda key: jax.random.randint(key, (), 0, classes))(keys[:, 1])
-            labels = jnp.where(labels < 0, own, labels)
-            one_hot = jax.nn.one_hot(labels, classes)
+    def _predictor(self, weights: PyTree, one_hot: jax.Array | None) -> tuple[Predict, int]:
+        """The model, guided and clipped as `sample` says, and how many networks one evaluation of it runs."""
+        exp, settings, guide = self._exp, self._exp.config.sample, self._guide
+        own, other = weights if guide else (weights, None)
+        networks = 1
 
         def predict(x, t):
-            return exp.model.predict(params, x, t, one_hot)
+            return exp.to_sample.predict(own, x, t, one_hot)
 
-        x, record = sampler.sample(predict, exp.process, x, levels, solver=exp.config.sample.solver)
-        return pictures.to_uint8(x), labels, jnp.all(jnp.isfinite(x), axis=(1, 2, 3)), record.nfe
+        def weak(x, t):
+            if guide:
+                return guide.to_sample.predict(other, x, t, one_hot)
+            return exp.to_sample.predict(own, x, t, jnp.zeros_like(one_hot))
 
-    def compile(self, params: PyTree) -> None:
+        # While training, previews of a run whose `sample.guide` is set are drawn without it.
+        if settings.guidance != 1 and (guide or (one_hot is not None and not settings.guide)):
+            predict, networks = predictors.guide(predict, weak, settings.guidance), 2
+        if settings.clip:
+            predict = predictors.clip(predict, exp.sampled)
+        return predict, networks
+
+    def _draw(self, weights: PyTree, seeds: jax.Array, labels: jax.Array, levels: jax.Array):
+        exp, classes, settings = self._exp, self._exp.config.data.num_classes, self._exp.config.sample
+        own = jax.vmap(jax.random.key)(seeds)
+        keys = jax.vmap(jax.random.split)(own)
+        x = jax.vmap(lambda key: exp.sampled.prior(key, exp.process.image_shape))(keys[:, 0])
+        one_hot = None
+        if classes:
+            drawn = jax.vmap(lambda key: jax.random.randint(key, (), 0, classes))(keys[:, 1])
+            labels = jnp.where(labels < 0, drawn, labels)
+            one_hot = jax.nn.one_hot(labels, classes)
+        predict, networks = self._predictor(weights, one_hot)
+        x, record = sampler.sample(
+            predict,
+            exp.sampled,
+            x,
+            levels,
+            solver=settings.solver,
+            keys=jax.vmap(lambda key: jax.random.fold_in(key, 2))(own),
+            churn=sampler.Churn(*(settings[name] for name in sampler.Churn._fields)),
+        )
+        return pictures.to_uint8(x), labels, jnp.all(jnp.isfinite(x), axis=(1, 2, 3)), networks * record.nfe
+
+    def compile(self, weights: PyTree) -> None:
         """Compiles, once; the time it took is `compile_seconds`."""
         if self._compiled is not None:
             return
@@ -82,16 +118,16 @@ class Sampler:
         jitted = jax.jit(self._draw, in_shardings=(same, split, split, same), out_shardings=same)
         seeds = jax.ShapeDtypeStruct((self.batch_size,), jnp.uint32)
         labels = jax.ShapeDtypeStruct((self.batch_size,), jnp.int32)
-        shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
+        shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), weights)
         self._compiled = jitted.lower(shapes, seeds, labels, self._levels).compile()
         self.compile_seconds = time.perf_counter() - started
 
-    def __call__(self, params: PyTree, seeds: np.ndarray, labels: np.ndarray | None = None) -> store.Samples:
+    def __call__(self, weights: PyTree, seeds: np.ndarray, labels: np.ndarray | None = None) -> store.Samples:
         """Draws one image a seed, at most `batch_size`; `labels` of -1, or None, let each seed draw its class.
 
         FloatingPointError where a sample is not finite.
         """
-        self.compile(params)
+        self.compile(weights)
         count, padding = len(seeds), self.batch_size - len(seeds)
         if padding < 0:
             raise ValueError(f"{count} seeds are more than a batch of {self.batch_size}")
@@ -99,7 +135,7 @@ class Sampler:
         rows = tuple(np.pad(a, (0, padding), "edge") for a in (seeds.astype(np.uint32), labels.astype(np.int32)))
         split = mesh.split(self._exp.mesh)
         placed = [jax.make_array_from_callback(a.shape, split, lambda index, a=a: a[index]) for a in rows]
-        images, labels, finite, nfe = jax.device_get(self._compiled(params, *placed, self._levels))
+        images, labels, finite, nfe = jax.device_get(self._compiled(weights, *placed, self._levels))
         if not finite[:count].all():
             raise FloatingPointError(
                 f"{count - finite[:count].sum()} of {count} samples are not finite (the first has seed "
@@ -120,6 +156,11 @@ class Run:
     step: int
     seeds: np.ndarray
     out: pathlib.Path
+    guide: "Run | None" = None
+
+    def sampler(self) -> Sampler:
+        """The sampling loop that the config asks for."""
+        return Sampler(self.experiment, guide=self.guide and self.guide.experiment)
 
 
 def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
@@ -142,27 +183,14 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, seeds: str, out: str, ste
     if step != -1 and step not in found:
         raise FileNotFoundError(f"no checkpoint of step {step} in {workdir}; there are {sorted(found)}")
     workdirs.check_same(config, workdir, workdirs.MODEL_KEYS)
-    if config.sample.bnr is not None and config.process.schedule != "constant":
-        raise ValueError(
-            f"sample.bnr is {config.sample.bnr}, but this network was trained on the {config.process.schedule} "
-            "schedule and knows no other; leave sample.bnr unset"
-        )
-    if config.sample.bnr is not None and config.sample.bnr != config.process.bnr:
-        raise ValueError(
-            f"sample.bnr is {config.sample.bnr}, but this network was trained at BNR {config.process.bnr} and knows no "
-            "other; leave sample.bnr unset, or train with another process.bnr"
-        )
     label, classes = config.sample.class_label, config.data.num_classes
     if label is not None and not 0 <= label < classes:
         choices = (
             f"0 to {classes - 1}, or unset for a random class" if classes else "unset: this network knows no classes"
         )
         raise ValueError(f"sample.class_label is {label}; it must be {choices}")
-    spectrum = workdirs.load_spectrum(workdir)
-    if experiment.needs_spectrum(config) and spectrum is None:
-        raise FileNotFoundError(
-            f"{workdir / 'spectrum.npz'} is missing; this network needs the spectrum it was trained with"
-        )
+    guide = _prepare_guide(config)
+    measured = _measured(config, workdir)
     target = pathlib.Path(out) if out else workdir / "samples"
     one_file = target.suffix in (".npz", ".png")
     if target.is_dir() if one_file else target.is_file():
@@ -171,7 +199,50 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, seeds: str, out: str, ste
     workdirs.check_writable(target.parent if one_file else target)
     if target.is_dir() and not (target / "samples.json").exists() and store.drawn_images(target):
         raise ValueError(f"{target} has images that were not made by --mode=sample; name another --out")
-    return Run(experiment.build(config, spectrum), workdir, step, numbers, target)
+    return Run(experiment.build(config, measured), workdir, step, numbers, target, guide)
+
+
+def _measured(config: ConfigDict, workdir: pathlib.Path) -> family.Measured | None:
+    """What the run measured of its images, where its process stands on that."""
+    if not experiment.needs_measuring(config):
+        return None
+    stored = workdirs.load_measured(workdir)
+    if stored is None:
+        raise FileNotFoundError(
+            f"{workdir / 'measured.npz'} is missing; this network needs what was measured of the images it was trained on"
+        )
+    return family.Measured(**stored)
+
+
+def _prepare_guide(config: ConfigDict) -> "Run | None":
+    """The weaker model of `sample.guide`; None where there is none. ValueError where nothing can guide as asked."""
+    settings, classes = config.sample, config.data.num_classes
+    if settings.guidance == 1:
+        if settings.guide:
+            raise ValueError("sample.guide is set but sample.guidance is 1, so it would do nothing; give a weight, as 1.5")
+        return None
+    if not settings.guide:
+        if not classes:
+            raise ValueError(
+                f"sample.guidance is {settings.guidance}, but this network knows no classes to be guided by; leave it "
+                "at 1, or name the workdir of a weaker model with sample.guide"
+            )
+        if not config.data.label_dropout:
+            raise ValueError(
+                f"sample.guidance is {settings.guidance}, but this network never saw an image without its class "
+                "(data.label_dropout is 0); train with label_dropout=0.1, or name a weaker model with sample.guide"
+            )
+        return None
+    workdir = pathlib.Path(settings.guide)
+    own = workdirs.load_config(workdir, config)
+    workdirs.check_same(config, workdir, ("data.image_size", "data.channels", "data.num_classes", "process"))
+    with own.unlocked():
+        own.sample = config.sample
+    steps = checkpoint_steps(workdir)
+    if settings.guide_checkpoint not in (-1, *steps) or not steps:
+        raise FileNotFoundError(f"no checkpoint {settings.guide_checkpoint} in the guide {workdir}; there are {steps}")
+    exp = experiment.build(own, _measured(own, workdir))
+    return Run(exp, workdir, settings.guide_checkpoint, np.zeros(0, np.int64), workdir, None)
 
 
 def load_ema(run: Run) -> tuple[int, PyTree]:
@@ -188,29 +259,35 @@ def load_ema(run: Run) -> tuple[int, PyTree]:
     return step, items["ema"]
 
 
-def made_with(run: Run, step: int, ema: PyTree) -> dict:
-    """What a sample depends on besides its seed; stored beside the samples."""
+def load_weights(run: Run) -> tuple[int, PyTree]:
+    """The step of the run's checkpoint, and what `run.sampler()` is called with: the EMA weights, and the guide's."""
+    step, ema = load_ema(run)
+    return (step, ema) if run.guide is None else (step, (ema, load_ema(run.guide)[1]))
+
+
+def made_with(run: Run, step: int, loaded: PyTree) -> dict:
+    """What a sample depends on besides its seed; stored beside the samples. `loaded` as `load_weights` gives it."""
     weights = hashlib.sha256()
-    for leaf in jax.tree.leaves(jax.device_get(ema)):
+    for leaf in jax.tree.leaves(jax.device_get(loaded)):
         weights.update(np.ascontiguousarray(leaf).data)
     config = run.experiment.config.to_dict()
     settings = {name: config[name] for name in ("model", "process", "sample")}
-    if (run.workdir / "spectrum.npz").exists():
-        settings["spectrum"] = hashlib.sha256((run.workdir / "spectrum.npz").read_bytes()).hexdigest()
+    if (run.workdir / "measured.npz").exists():
+        settings["measured"] = hashlib.sha256((run.workdir / "measured.npz").read_bytes()).hexdigest()
     return json.loads(json.dumps({"checkpoint_step": step, "weights": weights.hexdigest(), **settings}, default=list))
 
 
 @preemption.noted()
 def sample(run: Run) -> int:
     """Draws the seeds that are not there yet and writes them. Returns the exit status."""
-    step, ema = load_ema(run)
+    step, weights = load_weights(run)
     settings = run.experiment.config.sample
-    kept = (store.File if run.out.suffix in (".npz", ".png") else store.Folder)(run.out, made_with(run, step, ema))
-    todo, draw = kept.missing(run.seeds), Sampler(run.experiment)
+    kept = (store.File if run.out.suffix in (".npz", ".png") else store.Folder)(run.out, made_with(run, step, weights))
+    todo, draw = kept.missing(run.seeds), run.sampler()
     log.say(f"checkpoint of step {step}; {len(todo)} of {len(run.seeds)} images to draw, {draw.batch_size} at a time")
     log.say(experiment.precision_policy(run.experiment.config))
     if len(todo):
-        draw.compile(ema)
+        draw.compile(weights)
         log.say(f"compiled the sampler in {draw.compile_seconds:.1f} s")
         started, nfe = time.perf_counter(), 0
         label = -1 if settings.class_label is None else settings.class_label
@@ -219,7 +296,7 @@ def sample(run: Run) -> int:
             if preemption.requested():
                 break
             seeds = todo[first : first + draw.batch_size]
-            samples = draw(ema, seeds, np.full(len(seeds), label))
+            samples = draw(weights, seeds, np.full(len(seeds), label))
             kept.add(seeds, samples)
             nfe = samples.nfe
             bar.update(len(seeds))

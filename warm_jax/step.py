@@ -63,8 +63,10 @@ def learning_rate(config: ConfigDict) -> optax.Schedule:
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam without decay or clipping."""
-    return optax.adam(learning_rate(config), b1=config.train.b1, b2=config.train.b2, eps=config.train.eps)
+    """Adam without decay; gradients clipped to the norm `train.clip_norm` where it is above 0."""
+    settings = config.train
+    adam = optax.adam(learning_rate(config), b1=settings.b1, b2=settings.b2, eps=settings.eps)
+    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), adam) if settings.clip_norm else adam
 
 
 def init_state(exp: experiment.Experiment) -> State:
@@ -146,10 +148,15 @@ def make_step(exp: experiment.Experiment) -> Step:
     config, parts, tx = exp.config, exp.config.train.accumulation, optimizer(exp.config)
 
     def objective(params: PyTree, example: loss.Example, given: Given, dropout_key: PRNGKeyArray):
-        def predict(x: Array, t: Array):
-            return exp.model.predict(params, x, t, *given, dropout_key=dropout_key)
+        model = exp.model
+        if example.bnr is not None:
+            model = model.of(loss.following(exp.process, example.bnr))
 
-        return loss.two_head(predict, example, exp.model.preconditioning.weight, config.train.residual_weight)
+        def predict(x: Array, t: Array):
+            return model.predict(params, x, t, *given, dropout_key=dropout_key)
+
+        weight, w_r = model.preconditioning.weight, config.train.residual_weight
+        return loss.two_head(predict, example, weight, w_r, exp.system.errors)
 
     def gradients(params: PyTree, example: loss.Example, given: Given, dropout_key: PRNGKeyArray):
         """Loss, errors and gradients of the whole batch, `parts` slices of it at a time."""

@@ -17,8 +17,9 @@ from clu import parameter_overview
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from warm_jax import checkpoint, experiment, generate, log, mesh, pictures, preemption, workdirs
+from warm_jax import checkpoint, experiment, family, generate, log, mesh, pictures, preemption, workdirs
 from warm_jax.data import pipeline, sources
+from warm_jax.diffusion import loss
 from warm_jax.step import BIN_EDGES, State, Totals, abstract_state, compile_step, init_state, learning_rate, zero_totals
 
 PREVIEW_IMAGES = 64
@@ -65,14 +66,16 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
     if begun:
         workdirs.check_same(config, workdir, workdirs.MODEL_KEYS + workdirs.RUN_KEYS)
         workdirs.check_same_data(source, workdir, config.data.allow_changed)
-    spectrum = None
-    if experiment.needs_spectrum(config):
-        # One that a run left without a checkpoint may be of other images.
-        spectrum = workdirs.load_spectrum(workdir) if begun else None
-        if spectrum is None:
-            spectrum = experiment.measure_spectrum(source)
-            workdirs.save_spectrum(spectrum, workdir)
-    return Run(experiment.build(config, spectrum), source, workdir)
+    measured = None
+    if experiment.needs_measuring(config):
+        # What a run left without a checkpoint may be of other images.
+        stored = workdirs.load_measured(workdir) if begun else None
+        if stored is None:
+            measured = experiment.measure(config, source)
+            stored = {name: array for name, array in measured._asdict().items() if array is not None}
+            workdirs.save_measured(stored, workdir)
+        measured = family.Measured(**stored)
+    return Run(experiment.build(config, measured), source, workdir)
 
 
 def _restore(exp: experiment.Experiment, checkpoints: checkpoint.Checkpoints) -> State:
@@ -111,10 +114,10 @@ def scalars(totals: Totals) -> dict[str, float]:
     return row
 
 
-def _report(step: int, row: dict[str, float], blurs: bool) -> None:
+def _report(step: int, row: dict[str, float], two_targets: bool) -> None:
     bins = [name.removeprefix("loss_blurred/noise_") for name in row if name.startswith("loss_blurred/")]
     heads = {"blurred": [row[f"loss_blurred/noise_{name}"] for name in bins]}
-    if blurs:
+    if two_targets:
         heads["residual"] = [row[f"loss_residual/noise_{name}"] for name in bins]
     total = " + ".join(f"{row[f'loss/{head}']:.4f} {head}" for head in heads)
     lines = [
@@ -244,7 +247,7 @@ def _loop(run: Run, state: State, checkpoints: checkpoint.Checkpoints, metrics: 
             row["images_per_second"] = (step - reported) * settings.batch_size / (now - since)
             row["learning_rate"] = float(rate(step - 1))
             bar.set_postfix_str(f"{row['images_per_second']:.0f} images/s")
-            _report(step, row, exp.process.blurs)
+            _report(step, row, exp.process.blurs and exp.system.errors is loss.squared)
             metrics.write(step, row)
             # At the end any is too many: what was reached is not saved.
             _stop_if_lost(state, 1 if step == settings.steps else settings.max_nonfinite_steps, step, checkpoints)

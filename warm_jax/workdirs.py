@@ -50,6 +50,22 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
     return flat
 
 
+def load_config(workdir: pathlib.Path, like: ConfigDict) -> ConfigDict:
+    """The config of another run, from its `config.json`; keys that it lacks are as in `like`."""
+    path = workdir / "config.json"
+    try:
+        saved = json.loads(path.read_text())
+        made = ConfigDict(saved)
+        for section in like:
+            if section not in made:
+                made[section] = like[section]
+        return made
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} is not there: {workdir} is no workdir of a run") from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a config ({error}); restore it") from error
+
+
 def check_same(config: ConfigDict, workdir: pathlib.Path, keys: tuple[str, ...]) -> None:
     """Raises ValueError, with both values, where `config` differs under `keys` from the workdir's `config.json`."""
     path = workdir / "config.json"
@@ -110,20 +126,20 @@ def seen_data(workdir: pathlib.Path) -> str | None:
     return _read_data(path)["fingerprint"] if path.exists() else None
 
 
-def save_spectrum(power: np.ndarray, workdir: pathlib.Path) -> None:
-    """Writes `spectrum.npz`."""
+def save_measured(arrays: dict[str, np.ndarray], workdir: pathlib.Path) -> None:
+    """Writes `measured.npz`."""
     content = io.BytesIO()
-    np.savez(content, power=power)
-    write_atomically(workdir / "spectrum.npz", content.getvalue())
+    np.savez(content, **arrays)
+    write_atomically(workdir / "measured.npz", content.getvalue())
 
 
-def load_spectrum(workdir: pathlib.Path) -> np.ndarray | None:
-    """The spectrum that training measured and stored as `spectrum.npz`; None where there is none."""
-    path = workdir / "spectrum.npz"
+def load_measured(workdir: pathlib.Path) -> dict[str, np.ndarray] | None:
+    """What training measured of the data and stored as `measured.npz`; None where there is none."""
+    path = workdir / "measured.npz"
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return stored["power"]
+            return {"power": stored["power"], **{name: stored[name] for name in stored.files}}
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error}); restore it: the weights mean nothing without it") from error

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from warm_jax.diffusion import dct
 
@@ -27,6 +27,32 @@ def constant(bnr: float) -> Schedule:
     if not 0 <= bnr < float("inf"):
         raise ValueError(f"the blur-to-noise ratio must be finite and at least 0, not {bnr}; the paper uses 0.5")
     return lambda beta: bnr * jnp.asarray(beta)
+
+
+def capped(schedule: Schedule, most: float) -> Schedule:
+    """`schedule`, but never more blur than BNR `most`: α(β) ≤ most · β."""
+    if not 0 < most < float("inf"):
+        raise ValueError(f"the largest blur-to-noise ratio must be finite and above 0, not {most}")
+    return lambda beta: jnp.minimum(schedule(beta), most * jnp.asarray(beta))
+
+
+def log_uniform(least: float, most: float, zero: float = 0.0) -> Callable[[PRNGKeyArray, int], Float[Array, " n"]]:
+    """A distribution of ratios for amortised training: (key, n) -> BNR `[n]`.
+
+    0 with probability `zero` (in [0, 1]), else log-uniform on [`least`, `most`], 0 < least ≤ most.
+    """
+    if not 0 < least <= most < float("inf"):
+        raise ValueError(f"blur-to-noise ratios are drawn from 0 < least ≤ most, not least={least}, most={most}")
+    if not 0 <= zero <= 1:
+        raise ValueError(f"the share of images at BNR 0 must lie in [0, 1], not {zero}")
+
+    def draw(key: PRNGKeyArray, n: int) -> Float[Array, " n"]:
+        ratio_key, zero_key = jax.random.split(key)
+        u = jax.random.uniform(ratio_key, (n,), jnp.float32)
+        ratios = jnp.exp(np.log(least).item() + np.log(most / least).item() * u)
+        return jnp.where(jax.random.uniform(zero_key, (n,)) < zero, 0, ratios)
+
+    return draw
 
 
 def _signal_to_noise(power: Power, beta: Array) -> Array:

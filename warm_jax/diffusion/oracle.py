@@ -28,14 +28,14 @@ def gaussian(process: Process, power: Power) -> Predict:
 
 
 def _posterior(process: Process, images: Array, x: Array, t: Array) -> tuple[Array, Array]:
-    """Weights over `images` for one state at one level, `[n]` summing to 1, and ln Σ_i exp(-|x - B_α x_i|² / 2s²).
+    """Weights over `images` for one state at one level, `[n]` summing to 1, and ln Σ_i p(x | x_i, t).
 
     Squares of differences, not products: at low noise the exponents need all of float32. The best image's weight before
     normalisation is 1 by decree: XLA may compute an exponent once for the maximum and again for the subtraction, and
     far from the data the two roundings differ by more than an exponential holds.
     """
     distance = jnp.sum(jnp.square(process.attenuation(t) * images - dct.dct2(x)), axis=(1, 2, 3))
-    exponent = -distance / (2 * jnp.square(process.noise(t)))
+    exponent = process.law.log_density(distance, process.noise(t), x.size)
     best = jnp.argmax(exponent)
     weights = jnp.exp(jnp.minimum(exponent - exponent[best], 0)).at[best].set(1)
     total = jnp.sum(weights)
@@ -45,8 +45,8 @@ def _posterior(process: Process, images: Array, x: Array, t: Array) -> tuple[Arr
 def empirical(process: Process, images: Float[Array, "n h w c"] | Float[np.ndarray, "n h w c"]) -> Predict:
     """The predictor for a data set of exactly these `images`.
 
-    Posterior weights w_i ∝ exp(-|x - B_α x_i|² / 2s²); D̂ = Σ w_i B_α x_i, R̂ = Σ w_i (x_i - B_α x_i). Needs s(t) >
-    0.
+    Posterior weights w_i ∝ p(x | x_i, t), which is exp(-|x - B_α x_i|² / 2s²) for Gaussian noise; D̂ = Σ w_i B_α x_i,
+    R̂ = Σ w_i (x_i - B_α x_i). Needs s(t) > 0.
     """
     coefficients = dct.dct2(jnp.asarray(images))
 
@@ -64,17 +64,13 @@ def empirical(process: Process, images: Float[Array, "n h w c"] | Float[np.ndarr
 def log_density(
     process: Process, images: Float[Array, "n h w c"] | Float[np.ndarray, "n h w c"]
 ) -> Callable[[Array, Array], Float[Array, " b"]]:
-    """log p_t(x) in nats of the corrupted data set: a mixture of n Gaussians around the blurred images.
+    """log p_t(x) in nats of the corrupted data set: a mixture of n noise laws around the blurred images.
 
     Returns a function of (x `[b, h, w, c]`, t `[b]`) with s(t) > 0.
     """
     coefficients = dct.dct2(jnp.asarray(images))
-    count, size = coefficients.shape[0], np.prod(coefficients.shape[1:])
 
     def density(x: Float[Array, "b h w c"], t: Float[Array, " b"]) -> Float[Array, " b"]:
-        def one(state: tuple[Array, Array]) -> Array:
-            return _posterior(process, coefficients, *state)[1]
-
-        return jax.lax.map(one, (x, t)) - jnp.log(count) - size / 2 * jnp.log(2 * jnp.pi * jnp.square(process.noise(t)))
+        return jax.lax.map(lambda state: _posterior(process, coefficients, *state)[1], (x, t)) - jnp.log(len(images))
 
     return density

@@ -1,6 +1,6 @@
-r"""The corruption process: what happens to an image between data and noise.
+r"""The corruption process: what happens to an image between data and noise, for every system of the family.
 
-Derivation. Work in the DCT basis, z = dct(x), where blur is a factor for each frequency f. Every system of the family
+Derivation. Work in the DCT basis, z = dct(x), where blur is a factor for each frequency f. Every system
 attenuates frequencies and adds white noise,
 
     z_t[f] = a(t)[f] · z_0[f] + s(t) · ε[f],        ε ~ N(0, I)                                     (1)
@@ -12,8 +12,8 @@ and dct is orthonormal, so the noise is white in pixels too. Blur-noise ("warm")
 that is x_t = B_α x0 + β ε. Hot diffusion (EDM) is the member whose blur is zero. Two things are to be recovered
 from x_t,
 
-    D = B_α x0      the blurred image, by denoising                                                  (3)
-    R = x0 - D      the detail that blur removed, by deblurring                                      (4)
+    D = a x0 (= B_α x0)      the blurred image, by denoising                                         (3)
+    R = x0 - D               the detail that blur removed, by deblurring                             (4)
 
 and their posterior means make x̂0 = D̂ + R̂ and ε̂ = (x_t - D̂) / s. With these the ordinary differential equation
 
@@ -25,12 +25,24 @@ of the continuity equation of p_t.
 | symbol | code | meaning, unit |
 |---|---|---|
 | x0, x_t | `x0`, `x` | clean and corrupted image, [-1, 1] and unbounded |
-| t | `t` | where on the path; here the noise level itself |
+| t | `t` | where on the path: 0 is the clean end of every path, where a = 1 and s = 0 |
 | α | `process.blur(t)` | standard deviation of the blur, pixels |
 | β, s | `process.noise(t)` | standard deviation of the noise, units of x |
 | a | `process.attenuation(t)` | what is left of each frequency, 0 to 1 |
 | λ | `dct.squared_frequencies` | squared angular frequency, (radians / pixel)² |
 | D, R | `blurred`, `residual` | the two targets |
+
+The systems; the first four are constructed below, the others in `systems.py`:
+
+| constructor | a(t)[f] | s(t) | t | noise | D is at |
+|---|---|---|---|---|---|
+| `hot` | 1 | t | noise level | Gaussian | t |
+| `warm`, `amortised` | exp(-α(t)² λ/2) | t | noise level | Gaussian | t |
+| `pfgmpp` | 1 | t | noise level | Student's t | t |
+| `ddpm` | √ᾱ(t) | √(1 - ᾱ(t)) | 0 to 1 | Gaussian | t |
+| `blurring` | √ᾱ(t) d_t[f] | √(1 - ᾱ(t)) | 0 to 1 | Gaussian | t |
+| `ihdm` | exp(-σ_B(t)² λ/2) | 0.02 | 0, 1, …, K | Gaussian | t - 1 |
+| `cold` | exp(-σ_B(t)² λ/2) | 0 | 0, 1, …, K | none | t |
 """
 
 import dataclasses
@@ -43,6 +55,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from warm_jax.diffusion import bnr, dct
+from warm_jax.diffusion.noise import GAUSSIAN, Noise, student
 
 
 class Prediction(NamedTuple):
@@ -55,18 +68,29 @@ class Prediction(NamedTuple):
 Predict = Callable[[Float[Array, "b h w c"], Float[Array, " b"]], Prediction]
 
 
+GAUSSIAN_SOLVERS = ("heun", "euler", "multistep", "ancestral")  # of every system with Gaussian noise and a score
+
+
 @dataclasses.dataclass(frozen=True)
 class Process:
     """A linear corruption (1) with the levels at which it is trained and the grid on which it is sampled.
 
     Attributes:
       image_shape: (height, width, channels).
-      blurs: Whether any level blurs. Where none does, the residual is zero and a model needs one head.
+      blurs: Whether any level blurs. Where none does, there is nothing to deblur.
       blur: t `[*b]` -> α `[*b]`, pixels.
       noise: t `[*b]` -> s `[*b]`.
       attenuation: t `[*b]` -> a `[*b, h, w, 1]`.
       draw_levels: (key, n) -> t `[n]`, the levels of a training batch.
+      highest: The level from which sampling starts.
       grid: n -> t `[n + 1]`, float64: n levels to sample from, falling, and the end of the path.
+      solvers: Those of `sampler.SOLVERS` that can run it, its native one first.
+      refusal: Why the others cannot.
+      law: Of the noise.
+      start: (key, shape) -> a draw of a · x0 at the highest level; None where nothing is left of x0 there.
+      target: t `[*b]` -> the level whose blurred image a model is to find; None: t itself.
+      draw_bnr: (key, n) -> the BNR `[n]` of each training image, where it is drawn; then also `follow`.
+      follow: a BNR schedule -> the process on that schedule.
     """
 
     image_shape: tuple[int, int, int]
@@ -75,7 +99,15 @@ class Process:
     noise: Callable[[Array], Array]
     attenuation: Callable[[Array], Array]
     draw_levels: Callable[[PRNGKeyArray, int], Float[Array, " n"]]
+    highest: float
     grid: Callable[[int], np.ndarray]
+    solvers: tuple[str, ...] = GAUSSIAN_SOLVERS
+    refusal: str = ""
+    law: Noise = GAUSSIAN
+    start: Callable[[PRNGKeyArray, tuple[int, ...]], Array] | None = None
+    target: Callable[[Array], Array] | None = None
+    draw_bnr: Callable[[PRNGKeyArray, int], Float[Array, " n"]] | None = None
+    follow: Callable[[bnr.Schedule], "Process"] | None = None
 
     def attenuate(self, x: Float[Array, "*b h w c"], t: Float[Array, "*b"]) -> Float[Array, "*b h w c"]:
         """idct(a(t) · dct(x)): what level `t` (one value for each image) leaves of `x`."""
@@ -85,20 +117,35 @@ class Process:
         self, key: PRNGKeyArray, x0: Float[Array, "b h w c"], t: Float[Array, " b"]
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"], Float[Array, "b h w c"]]:
         """Draws x_t, equation (1), and gives the targets with it: (x_t, blurred, residual)."""
-        blurred = self.attenuate(x0, t)
-        noise = jax.random.normal(key, x0.shape, x0.dtype)
-        return blurred + self.noise(t)[:, None, None, None] * noise, blurred, x0 - blurred
+        signal = self.attenuate(x0, t)
+        x = signal + self.noise(t)[:, None, None, None] * self.law.draw(key, x0.shape).astype(x0.dtype)
+        blurred = signal if self.target is None else self.attenuate(x0, self.target(t))
+        return x, blurred, x0 - blurred
+
+    def log_noise_to_signal(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+        """ln(s(t) / a(t)[0]), of the mean colour: the clock of multistep solvers; ln β where nothing is scaled."""
+        return jnp.log(self.noise(t)) - jnp.log(self.attenuation(t)[..., 0, 0, 0])
 
     def levels(self, n: int) -> np.ndarray:
-        """The sampling grid: `n` ≥ 1 levels and the end of the path, `[n + 1]`, float64."""
+        """The sampling grid: `n` ≥ 1 levels and the end of the path, `[n + 1]`, float64. ValueError where it cannot."""
         if n < 1:
             raise ValueError(f"sampling needs at least 1 step, not {n}")
         return self.grid(n)
 
     def prior(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
-        """A draw from where sampling starts, N(0, s_max² I); shape `image_shape`, or with batch axes before it."""
-        s_max = self.noise(jnp.asarray(self.grid(1)[0], jnp.float32))
-        return s_max * jax.random.normal(key, shape, jnp.float32)
+        """A draw from where sampling starts; shape `image_shape`, or with batch axes before it."""
+        s_max = self.noise(jnp.asarray(self.highest, jnp.float32))
+        if self.start is None:
+            return s_max * self.law.draw(key, shape)
+        start_key, noise_key = jax.random.split(key)
+        return self.start(start_key, shape) + s_max * self.law.draw(noise_key, shape)
+
+
+def check_shape(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """`image_shape` as a tuple; ValueError where it is none."""
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise ValueError(f"an image shape is (height, width, channels), each at least 1, not {image_shape}")
+    return tuple(image_shape)
 
 
 def warm(
@@ -124,8 +171,7 @@ def warm(
       P_std: Standard deviation of ln β in training, > 0.
       blurs: False where `schedule` is zero everywhere.
     """
-    if len(image_shape) != 3 or min(image_shape) < 1:
-        raise ValueError(f"an image shape is (height, width, channels), each at least 1, not {image_shape}")
+    image_shape = check_shape(image_shape)
     if not 0 < beta_min < beta_max < float("inf"):
         raise ValueError(f"noise levels need 0 < beta_min < beta_max, not beta_min={beta_min}, beta_max={beta_max}")
     for name, value in {"rho": rho, "P_std": P_std}.items():
@@ -139,16 +185,46 @@ def warm(
         return np.append(levels, 0.0)
 
     return Process(
-        image_shape=tuple(image_shape),
+        image_shape=image_shape,
         blurs=blurs,
         blur=schedule,
         noise=lambda t: t,
         attenuation=lambda t: dct.attenuation(schedule(t), height, width),
         draw_levels=lambda key, n: jnp.exp(P_mean + P_std * jax.random.normal(key, (n,), jnp.float32)),
+        highest=beta_max,
         grid=grid,
+        solvers=(*GAUSSIAN_SOLVERS, "stochastic"),
     )
 
 
 def hot(image_shape: tuple[int, int, int], **levels: float) -> Process:
     """EDM: the warm process whose blur is zero. `levels` as for `warm`."""
     return warm(image_shape, bnr.constant(0.0), blurs=False, **levels)
+
+
+def amortised(
+    image_shape: tuple[int, int, int], draw_bnr: Callable[[PRNGKeyArray, int], Array], **levels: float
+) -> Process:
+    """Warm diffusion whose BNR is drawn anew for each training image, so that one model serves any (α, β).
+
+    Sampling follows any BNR schedule: `process.follow(schedule)`; by default the paper's constant 0.5. `draw_bnr` as
+    `bnr.log_uniform` gives it, `levels` as for `warm`.
+    """
+
+    def follow(schedule: bnr.Schedule) -> Process:
+        return warm(image_shape, schedule, **levels)
+
+    return dataclasses.replace(follow(bnr.constant(0.5)), draw_bnr=draw_bnr, follow=follow)
+
+
+def pfgmpp(image_shape: tuple[int, int, int], augmented_dims: float, **levels: float) -> Process:
+    """PFGM++ (Xu et al. 2023): EDM with heavy-tailed noise, `noise.student(augmented_dims)`; hot as D → ∞.
+
+    Levels are EDM's, aligned by r = σ √D; the ordinary differential equation is EDM's too. `levels` as for `warm`.
+    """
+    return dataclasses.replace(
+        hot(image_shape, **levels),
+        law=student(augmented_dims),
+        solvers=("heun", "euler", "multistep"),
+        refusal="its noise is not Gaussian, so a state with more noise added is not a state of a higher level",
+    )

@@ -3,6 +3,19 @@
 A network F sees a state scaled to unit variance and gives raw outputs of unit variance; preconditioning turns them
 into posterior means of the two targets D = B_α x0 and R = x0 - B_α x0. A system that does not blur has no residual,
 and its network one head: with EDM's coefficients it *is* EDM.
+
+What a network is asked for is a choice, and each choice a function here (`CHOICES`):
+
+| | heads | D̂ | R̂ | λ | for |
+|---|---|---|---|---|---|
+| `edm` | D, R | c_skip x + c_out F_D | c_out F_R | 1 / c_out² | EDM's family; the paper's two heads |
+| `spectral` | D, R | Wiener + c_D F_D | Wiener + c_R F_R | 1 / c_D² | hot, warm |
+| `clean` | x0 | B_α x̂0, x̂0 = c_skip x + c_out F | x̂0 - D̂ | 1 / c_out² | warm: x0 directly, split by blurring it |
+| `clean_residual` | x0, R | x̂0 - R̂ | c_out F_R | 1 / c_out² | warm |
+| `noise_residual` | ε, R | x - s F_ε | s F_R | 1 / s² | EDM's family |
+| `noise` | ε | x - s F | x̂0 - D̂, x̂0 = a⁻¹ D̂ | 1 / s² | ddpm, blurring |
+| `one_step` | step | x + F, one level less blurred | not predicted | 1 | ihdm |
+| `direct` | x0 | a x̂0, x̂0 = F | x̂0 - D̂ | 1 | cold |
 """
 
 import dataclasses
@@ -25,43 +38,170 @@ class Preconditioning:
     """Scales around a network.
 
     Attributes:
+      heads: How many images the network puts out.
       scale: t `[b]` -> c_in `[b]`.
-      weight: t `[b]` -> λ `[b]`, the loss's weight for both heads.
-      combine: (x, t, raw D `[b, h, w, c]`, raw R or None) -> Prediction.
+      weight: t `[b]` -> λ `[b]`, the loss's weight for both targets.
+      combine: (x, t, a raw output `[b, h, w, c]` for each head) -> Prediction.
+      conditions: t `[b]` -> the one or two numbers `[b]` that tell the network its level.
     """
 
+    heads: int
     scale: Callable[[Array], Array]
     weight: Callable[[Array], Array]
-    combine: Callable[[Array, Array, Array, Array | None], Prediction]
+    combine: Callable[..., Prediction]
+    conditions: Callable[[Array], tuple[Array, ...]]
 
 
 def _images(level: Float[Array, " b"]) -> Float[Array, "b 1 1 1"]:
     return level[:, None, None, None]
 
 
+def _blur_condition(process: Process, t: Array) -> Array:
+    """ln(1 + α / 0.01 px) / 4, finite where there is no blur."""
+    return jnp.log1p(process.blur(t) / BLUR_UNIT) / 4
+
+
+def _noise_and_blur(process: Process) -> Callable[[Array], tuple[Array, ...]]:
+    """EDM's c_noise = ln(s) / 4 and, where the process blurs, the blur."""
+
+    def conditions(t: Array) -> tuple[Array, ...]:
+        c_noise = jnp.log(process.noise(t)) / 4
+        return (c_noise, _blur_condition(process, t)) if process.blurs else (c_noise,)
+
+    return conditions
+
+
+@dataclasses.dataclass(frozen=True)
+class _Edm:
+    """EDM's coefficients (Karras et al. 2022, table 1)."""
+
+    process: Process
+    sigma_data: float
+
+    def __post_init__(self):
+        if not 0 < self.sigma_data < float("inf"):
+            raise ValueError(f"sigma_data must be finite and above 0, not {self.sigma_data}; EDM uses 0.5")
+
+    def total(self, t: Array) -> Array:
+        return jnp.square(self.process.noise(t)) + self.sigma_data**2
+
+    def skip(self, x: Array, t: Array) -> Array:
+        """c_skip x."""
+        return _images(self.sigma_data**2 / self.total(t)) * x
+
+    def out(self, raw: Array, t: Array) -> Array:
+        """c_out F."""
+        return _images(self.process.noise(t) * self.sigma_data / jnp.sqrt(self.total(t))) * raw
+
+    def around(self, heads: int, combine: Callable[..., Prediction]) -> Preconditioning:
+        return Preconditioning(
+            heads=heads,
+            scale=lambda t: jax.lax.rsqrt(self.total(t)),
+            weight=lambda t: self.total(t) / jnp.square(self.process.noise(t) * self.sigma_data),
+            combine=combine,
+            conditions=_noise_and_blur(self.process),
+        )
+
+
 def edm(process: Process, sigma_data: float = 0.5) -> Preconditioning:
-    """EDM's coefficients (Karras et al. 2022, table 1) for both heads; `sigma_data` > 0 is the data's std.
+    """EDM's coefficients for both heads, the paper's choice; `sigma_data` > 0 is the data's std.
 
     D̂ = c_skip x + c_out F_D,  R̂ = c_out F_R,  λ = 1 / c_out², with c_skip = σ_d² / (β² + σ_d²),
     c_out = β σ_d / √(β² + σ_d²), c_in = 1 / √(β² + σ_d²).
     """
-    if not 0 < sigma_data < float("inf"):
-        raise ValueError(f"sigma_data must be finite and above 0, not {sigma_data}; EDM uses 0.5")
+    c = _Edm(process, sigma_data)
 
-    def total(t: Array) -> Array:
-        return jnp.square(process.noise(t)) + sigma_data**2
+    def combine(x: Array, t: Array, raw_blurred: Array, raw_residual: Array | None = None) -> Prediction:
+        blurred = c.skip(x, t) + c.out(raw_blurred, t)
+        return Prediction(blurred, jnp.zeros_like(x) if raw_residual is None else c.out(raw_residual, t))
 
-    def combine(x: Array, t: Array, raw_blurred: Array, raw_residual: Array | None) -> Prediction:
-        c_skip = _images(sigma_data**2 / total(t))
-        c_out = _images(process.noise(t) * sigma_data / jnp.sqrt(total(t)))
-        blurred = c_skip * x + c_out * raw_blurred
-        return Prediction(blurred, jnp.zeros_like(x) if raw_residual is None else c_out * raw_residual)
+    return c.around(2 if process.blurs else 1, combine)
+
+
+def clean(process: Process, sigma_data: float = 0.5) -> Preconditioning:
+    """One head for x0, with EDM's coefficients; its blur is D̂, and what blur takes is R̂. Without blur it is `edm`."""
+    c = _Edm(process, sigma_data)
+
+    def combine(x: Array, t: Array, raw: Array) -> Prediction:
+        x0 = c.skip(x, t) + c.out(raw, t)
+        blurred = process.attenuate(x0, t)
+        return Prediction(blurred, x0 - blurred)
+
+    return c.around(1, combine)
+
+
+def clean_residual(process: Process, sigma_data: float = 0.5) -> Preconditioning:
+    """Heads for x0 and R, with EDM's coefficients; D̂ = x̂0 - R̂."""
+    if not process.blurs:
+        return edm(process, sigma_data)
+    c = _Edm(process, sigma_data)
+
+    def combine(x: Array, t: Array, raw: Array, raw_residual: Array) -> Prediction:
+        residual = c.out(raw_residual, t)
+        return Prediction(c.skip(x, t) + c.out(raw, t) - residual, residual)
+
+    return c.around(2, combine)
+
+
+def noise_residual(process: Process, sigma_data: float = 0.5) -> Preconditioning:
+    """Heads for ε and R, both in units of the noise: D̂ = x - s F_ε, R̂ = s F_R, λ = 1 / s²; inputs scaled as EDM's.
+
+    With λ the loss is |F_ε - ε|² + w_R |F_R - R / s|². At high noise an error of ε̂ is multiplied by s on its way to D̂:
+    that is what EDM's skip avoids.
+    """
+
+    def combine(x: Array, t: Array, raw_noise: Array, raw_residual: Array | None = None) -> Prediction:
+        s = _images(process.noise(t))
+        return Prediction(x - s * raw_noise, jnp.zeros_like(x) if raw_residual is None else s * raw_residual)
+
+    base = _Edm(process, sigma_data).around(2 if process.blurs else 1, combine)
+    return dataclasses.replace(base, weight=lambda t: 1 / jnp.square(process.noise(t)))
+
+
+def noise(process: Process) -> Preconditioning:
+    """One head for ε, of states of unit variance: D̂ = x - s F, and x̂0 = a⁻¹ D̂. λ = 1 / s² makes it |F - ε|².
+
+    Differs from Ho et al.: the network is told ln(s / a_0) / 4, the same level in EDM's units, in place of the step's
+    number; that suits sinusoids and Fourier features alike.
+    """
+
+    def combine(x: Array, t: Array, raw: Array) -> Prediction:
+        blurred = x - _images(process.noise(t)) * raw
+        return Prediction(blurred, dct.idct2(dct.dct2(blurred) / process.attenuation(t)) - blurred)
 
     return Preconditioning(
-        scale=lambda t: jax.lax.rsqrt(total(t)),
-        weight=lambda t: total(t) / jnp.square(process.noise(t) * sigma_data),
+        heads=1,
+        scale=jnp.ones_like,
+        weight=lambda t: 1 / jnp.square(process.noise(t)),
         combine=combine,
+        conditions=lambda t: (process.log_noise_to_signal(t) / 4,),
     )
+
+
+def _by_blur(process: Process, combine: Callable[..., Prediction]) -> Preconditioning:
+    """Levels told by their blur, and nothing scaled or weighted."""
+    return Preconditioning(
+        heads=1,
+        scale=jnp.ones_like,
+        weight=jnp.ones_like,
+        combine=combine,
+        conditions=lambda t: (_blur_condition(process, t),),
+    )
+
+
+def one_step(process: Process) -> Preconditioning:
+    """One head for the step from x to the mean of the next less blurred image, D̂ = x + F. It says nothing of R."""
+    return _by_blur(process, lambda x, t, raw: Prediction(x + raw, jnp.zeros_like(x)))
+
+
+def direct(process: Process) -> Preconditioning:
+    """One head for x0 itself; its blur is D̂."""
+
+    def combine(x: Array, t: Array, raw: Array) -> Prediction:
+        blurred = process.attenuate(raw, t)
+        return Prediction(blurred, raw - blurred)
+
+    return _by_blur(process, combine)
 
 
 def spectral(process: Process, power: Power) -> Preconditioning:
@@ -91,7 +231,7 @@ def spectral(process: Process, power: Power) -> Preconditioning:
         p, a, s2, v = parts(t)
         return jnp.sqrt(mean(p * jnp.square(a) * s2 / v))
 
-    def combine(x: Array, t: Array, raw_blurred: Array, raw_residual: Array | None) -> Prediction:
+    def combine(x: Array, t: Array, raw_blurred: Array, raw_residual: Array | None = None) -> Prediction:
         p, a, s2, v = parts(t)
         z = dct.dct2(x)
         blurred = dct.idct2(p * jnp.square(a) / v * z) + _images(c_blurred(t)) * raw_blurred
@@ -103,28 +243,48 @@ def spectral(process: Process, power: Power) -> Preconditioning:
         return Prediction(blurred, residual)
 
     return Preconditioning(
+        heads=2 if process.blurs else 1,
         scale=lambda t: jax.lax.rsqrt(mean(parts(t)[3])),
         weight=lambda t: 1 / jnp.square(c_blurred(t)),
         combine=combine,
+        conditions=_noise_and_blur(process),
     )
+
+
+CHOICES = {  # by name: (process, σ_data, the data's power) -> Preconditioning
+    "edm": lambda process, sigma_data, power: edm(process, sigma_data),
+    "spectral": lambda process, sigma_data, power: spectral(process, power),
+    "clean": lambda process, sigma_data, power: clean(process, sigma_data),
+    "clean_residual": lambda process, sigma_data, power: clean_residual(process, sigma_data),
+    "noise_residual": lambda process, sigma_data, power: noise_residual(process, sigma_data),
+    "noise": lambda process, sigma_data, power: noise(process),
+    "one_step": lambda process, sigma_data, power: one_step(process),
+    "direct": lambda process, sigma_data, power: direct(process),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """A network made a predictor: pure functions of the parameters.
-
-    The network is conditioned on c_noise = ln(s) / 4 and, where the process blurs, on ln(1 + α / 0.01 px) / 4.
-    """
+    """A network made a predictor of a process: pure functions of the parameters."""
 
     network: nn.Module
     process: Process
-    preconditioning: Preconditioning
+    precondition: Callable[[Process], Preconditioning]
+
+    @property
+    def preconditioning(self) -> Preconditioning:
+        """The scales around the network."""
+        return self.precondition(self.process)
+
+    def of(self, process: Process) -> "Denoiser":
+        """The same network on another process of its family: an amortised model at another BNR."""
+        return dataclasses.replace(self, process=process)
 
     def init(self, key: PRNGKeyArray) -> PyTree:
         """Parameters, born from `key`."""
         x = jnp.zeros((1, *self.process.image_shape), jnp.float32)
-        t = jnp.ones((1,), jnp.float32)
-        return self.network.init(key, x, t, t if self.process.blurs else None)["params"]
+        t = jnp.full((1,), self.process.highest, jnp.float32)
+        return self.network.init(key, x, *self.preconditioning.conditions(t))["params"]
 
     def predict(
         self,
@@ -136,15 +296,14 @@ class Denoiser:
         dropout_key: PRNGKeyArray | None = None,
     ) -> Prediction:
         """Posterior means of the two targets for states `x` at levels `t`. Dropout acts where its key is given."""
+        around = self.preconditioning
         raw = self.network.apply(
             {"params": params},
-            _images(self.preconditioning.scale(t)) * x,
-            jnp.log(self.process.noise(t)) / 4,
-            jnp.log1p(self.process.blur(t) / BLUR_UNIT) / 4 if self.process.blurs else None,
+            _images(around.scale(t)) * x,
+            *around.conditions(t),
             class_labels=class_labels,
             augment_labels=augment_labels,
             train=dropout_key is not None,
             rngs={} if dropout_key is None else {"dropout": dropout_key},
         )
-        blurred, residual = jnp.split(raw, 2, axis=-1) if self.process.blurs else (raw, None)
-        return self.preconditioning.combine(x, t, blurred, residual)
+        return around.combine(x, t, *jnp.split(raw, around.heads, axis=-1))

@@ -1,0 +1,120 @@
+"""What tells one system's config from another's, for every data set: the process, its own sampler, its published recipe.
+
+    --config=configs/cifar10.py:NAME      NAME one of
+
+    warm       blur and noise at a constant blur-to-noise ratio: the paper's, and the default
+    amortised  warm with a ratio drawn for each image; sampled at any --config.sample.bnr
+    hot        noise alone: EDM
+    pfgmpp     EDM with heavy-tailed noise: PFGM++
+    ddpm       denoising diffusion
+    blurring   blurring diffusion
+    ihdm       inverse heat dissipation
+    cold       cold diffusion: blur alone
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+NAMES = ("warm", "amortised", "hot", "pfgmpp", "ddpm", "blurring", "ihdm", "cold")
+
+
+def _edm_levels(process: ConfigDict) -> None:
+    process.beta_min = 0.002
+    process.beta_max = 80.0
+    process.rho = 7.0
+    process.P_mean = -1.2  # ln β in training is N(P_mean, P_std²)
+    process.P_std = 1.2
+
+
+def process(system: str) -> ConfigDict:
+    """The `process` section of `system`, with CIFAR-10's constants where they depend on the data."""
+    if system not in NAMES:
+        raise ValueError(f"there is no system {system!r}; choose one of {', '.join(NAMES)}")
+    made = ConfigDict()
+    made.system = system
+    made.bnr = config_dict.placeholder(float)  # blur in pixels per unit of noise, of systems that have it
+    if system == "warm":
+        made.bnr = 0.5
+        made.schedule = "constant"  # or "information_budget": blur as much as the data's own spectrum allows
+        made.information_budget = 0.05  # fraction of the information that blur may cost, for that schedule
+        made.bnr_max = 10.0  # and the most that it may blur
+        _edm_levels(made)
+    elif system == "amortised":
+        made.bnr_min = 0.05  # log-uniform from here …
+        made.bnr_max = 10.0  # … to here,
+        made.bnr_zero = 0.1  # and 0 for this share of the images
+        made.information_budget = 0.05  # for sample.schedule = "information_budget"
+        _edm_levels(made)
+    elif system == "hot":
+        made.bnr = 0.0
+        _edm_levels(made)
+    elif system == "pfgmpp":
+        made.augmented_dims = 2048.0  # D; EDM as D → ∞
+        _edm_levels(made)
+    elif system == "ddpm":
+        made.schedule = "linear"  # or "cosine"
+        made.steps = 1000  # levels in training, of the linear schedule
+    elif system == "blurring":
+        made.blur_max = 20.0  # pixels; 10 is used too
+        made.d_min = 0.001  # what is left of each frequency
+    elif system == "ihdm":
+        made.steps = 200  # K
+        made.blur_min = 0.5  # pixels, at k = 1
+        made.blur_max = 24.0  # at k = K
+        made.noise = 0.02  # 0.01 of images on [0, 1]
+        made.start = "images"  # sampling starts from blurred training images, or from "colours"
+    elif system == "cold":
+        made.kernels = "exponential"  # std e^(i/100), down to one colour; "linear", 0.35 + i/100, stops at 4 pixels
+        made.steps = 300
+        made.kernel_size = 27
+        made.symmetry_noise = 0.002
+        made.start = "colours"  # a Gaussian fitted to the mean colours; "images" for "linear"
+    return made
+
+
+def native(config: ConfigDict) -> ConfigDict:
+    """Sets what the model predicts and how it is sampled, for `config.process.system`; the rest stays."""
+    system, sample = config.process.system, config.sample
+    if system in ("ddpm", "blurring"):
+        config.model.preconditioning = "noise"
+        sample.solver, sample.steps = "ancestral", 1000
+        sample.clip = system == "ddpm"
+    elif system == "ihdm":
+        config.model.preconditioning = "one_step"
+        sample.solver, sample.steps = "perturb", config.process.steps
+    elif system == "cold":
+        config.model.preconditioning = "direct"
+        sample.solver, sample.steps = "euler", config.process.steps
+    return config
+
+
+def published(config: ConfigDict) -> ConfigDict:
+    """`native`, and the network and training that the system's authors used on CIFAR-10. EDM's family stays as it is.
+
+    Blurring diffusion's are DDPM's, and cold diffusion's batch and duration are ours: the summaries give none.
+    """
+    system, model, train = config.process.system, config.model, config.train
+    native(config)
+    if system in ("ddpm", "blurring", "ihdm", "cold"):
+        config.data.augment = "flip"
+        model.dropout = 0.1
+        train.batch_size = 128
+        train.learning_rate = 2e-4
+        train.warmup_images = 640_000  # 5000 steps
+        train.clip_norm = 1.0
+        train.ema_rampup_ratio = 1e6  # none
+    if system in ("ddpm", "blurring"):
+        model.channel_mult = (1, 2, 2, 2)
+        model.num_blocks = 2
+        train.steps = 800_000
+        train.ema_halflife_images = 887_000.0  # 0.9999 a step
+    elif system == "ihdm":
+        model.channel_mult = (1, 2, 2, 2)
+        model.attention = (8, 4)
+        train.steps = 1_300_000
+        train.ema_halflife_images = 88_700.0  # 0.999 a step
+    elif system == "cold":
+        model.channel_mult = (1, 2, 2, 2)
+        train.steps = 700_000
+        train.learning_rate = 2e-5
+        train.ema_halflife_images = 177_000.0  # 0.995 every 10 steps
+    return config
