@@ -16,6 +16,10 @@ STYLES = {
     "ddpmpp": Style((0.5, 0.5), fourier=False, pyramid=False),
     "ncsnpp": Style((0.125, 0.375, 0.375, 0.125), fourier=True, pyramid=True),
 }
+LIMITED = (  # the fields of a network that check_geometry takes
+    *("channels", "channel_mult", "num_blocks", "attention", "dropout", "architecture"),
+    *("num_classes", "augment_labels", "patch_size", "remat"),
+)
 
 
 def groups(channels: int) -> int:
