@@ -78,6 +78,7 @@ def test_the_denoiser_stands_on_diffusion_and_the_networks_on_nothing():
     "room",
     [
         ["models.unet", "models.layers", "models.geometry"],
+        ["models.adm", "models.layers", "models.geometry"],
         ["metrics"],
         ["data"],
         ["mesh"],

@@ -26,7 +26,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from warm_jax.models.geometry import LIMITED, STYLES, check_geometry
+from warm_jax.models.geometry import LIMITED, STYLES, check_geometry, check_network
 from warm_jax.models.layers import (
     attend,
     check_second,
@@ -164,6 +164,7 @@ class UNet(nn.Module):
     ) -> Float[Array, "b h w {self.out_channels}"]:
         """The raw output in float32. `train` turns dropout on, which draws from the rng collection "dropout"."""
         check_geometry(*x.shape[1:3], **{name: getattr(self, name) for name in LIMITED})
+        check_network("unet.UNet", self.architecture)
         embedding = self._embed(condition, second, class_labels, augment_labels)
         block = functools.partial(self._block, embedding, self.dropout if train else 0.0)
         x, skips = self._encode(block, space_to_depth(x.astype(jnp.float32), self.patch_size))
