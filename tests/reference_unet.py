@@ -15,10 +15,10 @@ def linear(p, x):
     return x @ p["kernel"] + p.get("bias", 0)
 
 
-def group_norm(p, x):
+def group_norm(p, x, epsilon=1e-6):
     b, c = x.shape[:2]
     groups = x.reshape(b, min(32, c // 4), -1)
-    groups = (groups - groups.mean(-1, keepdims=True)) / np.sqrt(groups.var(-1, keepdims=True) + 1e-6)
+    groups = (groups - groups.mean(-1, keepdims=True)) / np.sqrt(groups.var(-1, keepdims=True) + epsilon)
     return groups.reshape(x.shape) * p["scale"][:, None, None] + p["bias"][:, None, None]
 
 
@@ -78,6 +78,21 @@ def block(p, x, embedding, f, change):
     return attend(p, x) if "qkv" in p else x
 
 
+def fold(x, p):
+    """[B, H, W, C] to [B, p²C, H/p, W/p]; within a patch: row, column, channel."""
+    return np.concatenate([x[:, i::p, j::p] for i in range(p) for j in range(p)], -1).transpose(0, 3, 1, 2)
+
+
+def unfold(x, p):
+    """Back from `fold`."""
+    b, c, h, w = x.shape
+    c //= p**2
+    y = np.zeros((b, h * p, w * p, c))
+    for k in range(p * p):
+        y[:, k // p :: p, k % p :: p] = x[:, k * c : (k + 1) * c].transpose(0, 2, 3, 1)
+    return y
+
+
 def waves(x, n):
     angle = np.outer(x, (1 / 10000) ** (np.arange(n // 2) / (n // 2 - 1)))
     return np.hstack([np.sin(angle), np.cos(angle)])
@@ -117,9 +132,7 @@ def unet(params, x, condition, second, class_labels, augment_labels, *, architec
     embedding = embedding + linear(params["map_augment"], augment_labels)
     embedding = silu(linear(params["map_layer1"], silu(linear(params["map_layer0"], embedding))))
 
-    b, p = len(x), patch_size
-    tiles = [x[:, i::p, j::p] for i in range(p) for j in range(p)]  # within a patch: row, column, channel
-    x = aux = np.concatenate(tiles, -1).transpose(0, 3, 1, 2)
+    x = aux = fold(x, patch_size)
     skips = []
     for kind, name in steps(*x.shape[2:], levels, num_blocks, architecture == "ncsnpp"):
         q = params[name]
@@ -136,9 +149,4 @@ def unet(params, x, condition, second, class_labels, augment_labels, *, architec
             if kind == "push":
                 skips.append(x)
     assert not skips
-    x = biased(params["out_conv"], silu(group_norm(params["out_norm"], x))).transpose(0, 2, 3, 1)
-    channels = x.shape[3] // p**2
-    y = np.zeros((b, x.shape[1] * p, x.shape[2] * p, channels))
-    for k in range(p * p):
-        y[:, k // p :: p, k % p :: p] = x[..., k * channels : (k + 1) * channels]
-    return y
+    return unfold(biased(params["out_conv"], silu(group_norm(params["out_norm"], x))), patch_size)

@@ -75,7 +75,15 @@ def test_the_denoiser_stands_on_diffusion_and_the_networks_on_nothing():
 
 
 @pytest.mark.parametrize(
-    "room", [["models.unet", "models.adm", "models.geometry"], ["metrics"], ["data"], ["mesh"], ["checkpoint"]]
+    "room",
+    [
+        ["models.unet", "models.layers", "models.geometry"],
+        ["models.adm", "models.layers", "models.geometry"],
+        ["metrics"],
+        ["data"],
+        ["mesh"],
+        ["checkpoint"],
+    ],
 )
 def test_rooms_know_nothing_of_one_another(room):
     rooms = within("models", "metrics", "data", "mesh", "checkpoint") | within("step", "experiment", "main", *PROGRAMS)

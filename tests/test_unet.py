@@ -3,49 +3,19 @@
 Zero-initialised layers blind a test, so all parameters are drawn anew before anything is compared.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_unet
 import scipy.signal
+from networks import batch, distance, jit, products, randomised
 
 from warm_jax.models import unet
 from warm_jax.models.unet import UNet, check_geometry
 
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles in half of the time
 SMALL = {"channels": 16, "channel_mult": (1, 2), "num_blocks": 1, "attention": (4,), "dropout": 0.5}
 SMALL |= {"out_channels": 6, "num_classes": 3, "augment_labels": 4, "second_condition": True}
-
-
-def batch(model, height=8, width=8, size=2):
-    rng = np.random.default_rng(1)
-    arrays = {
-        "x": rng.normal(size=(size, height, width, 3)),
-        "condition": rng.normal(size=size),
-        "second": rng.uniform(0, 3, size),
-        "class_labels": np.eye(model.num_classes)[np.arange(size) % model.num_classes],
-        "augment_labels": rng.normal(size=(size, model.augment_labels)),
-    }
-    return {name: jnp.asarray(value, jnp.float32) for name, value in arrays.items()}
-
-
-def randomised(model, inputs):
-    """Parameters of the model's shapes, none zero: kernels of variance 1/fan-in, scales about 1, biases about 0."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), **inputs)
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        value = rng.normal(size=leaf.shape)
-        kind = path[-1].key
-        value *= {"kernel": np.prod(leaf.shape[:-1]) ** -0.5, "freqs": 2.0}.get(kind, 0.3)
-        if path[-2].key.startswith("enc") and path[-2].key.endswith("_conv"):
-            value *= 1e-3  # the variance is about GroupNorm's epsilon then, which would otherwise go unnoticed
-        return jnp.asarray(value + (kind == "scale"), jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +26,6 @@ def small():
     params = randomised(model, inputs)
     apply = jit(model.apply)
     return model, params, inputs, apply, apply(params, **inputs)
-
-
-def distance(a, b):
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
 # What is published
@@ -284,19 +249,6 @@ def test_bfloat16_is_close_and_stays_inside(small):
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
 
 
-def products(jaxpr):
-    """(name, operand dtypes, precision) of each convolution and matrix product, inner computations included."""
-    for equation in jaxpr.eqns:
-        name = equation.primitive.name
-        if name in ("dot_general", "conv_general_dilated"):
-            yield name, {str(v.aval.dtype) for v in equation.invars}, equation.params["precision"]
-        for value in equation.params.values():
-            for inner in value if isinstance(value, (tuple, list)) else [value]:
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    yield from products(inner)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_precision_of_every_product(small, dtype):
     """In float32, all at HIGHEST, backward too; in bfloat16, the convolutions, while embeddings stay exact."""
@@ -337,7 +289,7 @@ def test_precision_of_every_product(small, dtype):
         (32, 32, {"patch_size": 0}, "patch_size is 0"),
         (32, 32, {"num_classes": -1}, "num_classes is -1: it must be at least 0"),
         (32, 32, {"dropout": 1.0}, r"dropout is 1.0: it must lie in \[0, 1\)"),
-        (32, 32, {"architecture": "adm"}, "unknown architecture 'adm': choose one of ddpmpp, ncsnpp"),
+        (32, 32, {"architecture": "dit"}, "unknown architecture 'dit': choose one of ddpmpp, ncsnpp, adm"),
         (28, 28, {"attention": (16, 7)}, "attention at resolution 16, .* the larger side is 28, 14, 7 from"),
         (32, 24, {"remat": (24,)}, "remat at resolution 24, .* 32, 16, 8"),
     ],

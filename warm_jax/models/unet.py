@@ -17,60 +17,29 @@ width after patching), each with `norm0 conv0 affine norm1 conv1 [skip] [norm2 q
 `dtype=bfloat16` touches convolutions and attention products only; `float32` means float32: no TF32 or bfloat16 passes.
 """
 
-import contextlib
 import functools
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from warm_jax.models.geometry import STYLES, check_geometry, groups
-
-_LIMITED = (  # the fields of a UNet that check_geometry takes
-    *("channels", "channel_mult", "num_blocks", "attention", "dropout", "architecture"),
-    *("num_classes", "augment_labels", "patch_size", "remat"),
+from warm_jax.models.geometry import LIMITED, STYLES, check_geometry, check_network
+from warm_jax.models.layers import (
+    attend,
+    check_second,
+    conv,
+    dense,
+    depth_to_space,
+    downsample,
+    labels_or_zeros,
+    norm,
+    resample,
+    space_to_depth,
+    upsample,
 )
-
-
-def _resample(
-    x: Float[Array, "b h w c"], taps: tuple[float, ...], stride: int, interior: int, padding: int
-) -> Float[Array, "b k l c"]:
-    """Correlate with `taps`, after `interior` zeros between pixels and `padding` around; keep each `stride`-th pixel.
-
-    As shifted sums in float32: exact on every backend, fused by XLA, and ten times as fast as a depthwise convolution
-    on a CPU.
-    """
-    for axis in (1, 2):
-        edges = [(0, 0, 0)] * 4
-        edges[axis] = (padding, padding, interior)
-        padded = lax.pad(x, jnp.zeros((), x.dtype), edges)
-        span = padded.shape[axis] - len(taps) + 1
-        x = sum(tap * lax.slice_in_dim(padded, k, k + span, stride, axis) for k, tap in enumerate(taps))
-    return x
-
-
-def downsample(x: Float[Array, "b h w c"], taps: tuple[float, ...]) -> Float[Array, "b h//2 w//2 c"]:
-    """Filter with the outer product of `taps` (sum 1), (len - 1) // 2 zeros outside, and keep every second pixel."""
-    return _resample(x, taps, stride=2, interior=0, padding=(len(taps) - 1) // 2)
-
-
-def upsample(x: Float[Array, "b h w c"], taps: tuple[float, ...]) -> Float[Array, "b 2*h 2*w c"]:
-    """Four times the transpose of `downsample` (two a side), as the taps are symmetric."""
-    return _resample(x, tuple(2 * tap for tap in taps), stride=1, interior=1, padding=len(taps) // 2)
-
-
-def _space_to_depth(x: Float[Array, "b h w c"], p: int) -> Float[Array, "b h//{p} w//{p} c*{p}*{p}"]:
-    b, h, w, c = x.shape
-    return x.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h // p, w // p, p * p * c)
-
-
-def _depth_to_space(x: Float[Array, "b h w c"], p: int) -> Float[Array, "b h*{p} w*{p} c//({p}*{p})"]:
-    b, h, w, c = x.shape
-    return x.reshape(b, h, w, p, p, c // p**2).transpose(0, 1, 3, 2, 4, 5).reshape(b, h * p, w * p, c // p**2)
 
 
 def _xavier(variance: float = 1.0) -> nn.initializers.Initializer:
@@ -78,30 +47,16 @@ def _xavier(variance: float = 1.0) -> nn.initializers.Initializer:
     return nn.initializers.variance_scaling(variance, "fan_avg", "uniform")
 
 
-def _conv(
-    name: str, x: Array, features: int, size: int, dtype: Any, variance: float = 1.0, padding: Any = "SAME"
-) -> Array:
-    """A `size` × `size` convolution with bias, computed in `dtype`, returned in float32."""
-    layer = nn.Conv(
-        features,
-        (size, size),
-        padding=padding,
-        dtype=dtype,
-        precision=lax.Precision.HIGHEST if dtype == jnp.float32 else None,
-        kernel_init=_xavier(variance),
-        name=name,
-    )
-    return layer(x).astype(jnp.float32)
+def _conv(name: str, x: Array, features: int, size: int, dtype: Any, variance: float = 1.0, **options: Any) -> Array:
+    return conv(name, x, features, size, dtype, _xavier(variance), **options)
 
 
-def _dense(name: str, x: Array, features: int, bias: bool = True, variance: float = 1.0) -> Array:
-    """An embedding's linear layer: always float32."""
-    init = _xavier(variance) if variance else nn.initializers.zeros
-    return nn.Dense(features, use_bias=bias, precision=lax.Precision.HIGHEST, kernel_init=init, name=name)(x)
+def _dense(name: str, x: Array, features: int) -> Array:
+    return dense(name, x, features, _xavier(), nn.initializers.zeros)
 
 
-def _norm(name: str, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    return nn.GroupNorm(groups(x.shape[-1]), epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32, name=name)(x)
+def _norm(name: str, x: Array) -> Array:
+    return norm(name, x, epsilon=1e-6)
 
 
 def sinusoids(x: Float[Array, " b"], channels: int) -> Float[Array, "b {channels}"]:
@@ -160,18 +115,12 @@ class Block(nn.Module):
 
     @nn.nowrap
     def _attend(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """One head over all channels, between all pixels; softmax in float32, scale 1/√c."""
-        b, h, w, c = x.shape
+        """One head over all channels."""
+        c = x.shape[-1]
         # Differs from NVIDIA's files: q, k and v are three contiguous blocks of c output channels. Theirs interleave as
         # (head, channel, q/k/v): with their one head, our output i·c + j is their row 3j + i, i = 0, 1, 2 for q, k, v.
         qkv = _conv("qkv", _norm("norm2", x), 3 * c, 1, self.dtype, variance=0.2)
-        q, k, v = jnp.split(qkv.reshape(b, h * w, 1, 3 * c).astype(self.dtype), 3, axis=-1)
-        # The function takes no precision and would ask for the backend's fastest; and in bfloat16 it promotes dtypes.
-        full = self.dtype == jnp.float32
-        precision = jax.default_matmul_precision("highest") if full else contextlib.nullcontext()
-        with precision, jax.numpy_dtype_promotion("standard"):
-            y = jax.nn.dot_product_attention(q, k, v)
-        return (x + _conv("proj", y.reshape(x.shape), c, 1, self.dtype, variance=1e-10)) * np.sqrt(0.5).item()
+        return (x + _conv("proj", attend(qkv, 1, self.dtype), c, 1, self.dtype, variance=1e-10)) * np.sqrt(0.5).item()
 
 
 class UNet(nn.Module):
@@ -214,38 +163,34 @@ class UNet(nn.Module):
         train: bool = False,
     ) -> Float[Array, "b h w {self.out_channels}"]:
         """The raw output in float32. `train` turns dropout on, which draws from the rng collection "dropout"."""
-        check_geometry(*x.shape[1:3], **{name: getattr(self, name) for name in _LIMITED})
+        check_geometry(*x.shape[1:3], **{name: getattr(self, name) for name in LIMITED})
+        check_network("unet.UNet", self.architecture)
         embedding = self._embed(condition, second, class_labels, augment_labels)
         block = functools.partial(self._block, embedding, self.dropout if train else 0.0)
-        x, skips = self._encode(block, _space_to_depth(x.astype(jnp.float32), self.patch_size))
+        x, skips = self._encode(block, space_to_depth(x.astype(jnp.float32), self.patch_size))
         x = nn.silu(_norm("out_norm", self._decode(block, x, skips)))
         x = _conv("out_conv", x, self.out_channels * self.patch_size**2, 3, jnp.dtype(self.dtype), variance=1e-10)
-        return _depth_to_space(x, self.patch_size)
+        return depth_to_space(x, self.patch_size)
 
     @nn.nowrap
     def _embed(
         self, condition: Array, second: Array | None, class_labels: Array | None, augment_labels: Array | None
     ) -> Array:
         """All that is not the image, as `[b, 4 channels]`."""
-        if self.second_condition != (second is not None):
-            given = "missing" if second is None else "given"
-            raise ValueError(f"second_condition is {self.second_condition}, but the second condition is {given}")
+        check_second(second, self.second_condition)
         fourier = STYLES[self.architecture].fourier
         width = self.channels * (2 if fourier else 1)
         condition = condition.astype(jnp.float32)
         y = FourierFeatures(width, name="map_noise")(condition) if fourier else sinusoids(condition, width)
         if self.second_condition:
-            y += _dense("map_second", sinusoids(second.astype(jnp.float32), width), width, bias=False, variance=0.0)
+            y += dense("map_second", sinusoids(second.astype(jnp.float32), width), width, nn.initializers.zeros)
         # No label is the zero vector: a class's bias stays, as in EDM; an augmentation has none and adds nothing.
-        for name, labels, length, size in (
-            ("map_label", class_labels, self.num_classes, self.num_classes**0.5),
-            ("map_augment", augment_labels, self.augment_labels, 1.0),
-        ):
-            if labels is not None and labels.shape[-1] != length:
-                raise ValueError(f"labels of length {labels.shape[-1]} for {name}: this network was built for {length}")
-            if length:
-                labels = jnp.zeros((len(y), length)) if labels is None else labels.astype(jnp.float32)
-                y += _dense(name, labels * size, width, bias=name == "map_label")
+        classes = labels_or_zeros("map_label", class_labels, len(y), self.num_classes)
+        augmentation = labels_or_zeros("map_augment", augment_labels, len(y), self.augment_labels)
+        if self.num_classes:
+            y += _dense("map_label", classes * self.num_classes**0.5, width)
+        if self.augment_labels:
+            y += dense("map_augment", augmentation, width, _xavier())
         y = nn.silu(_dense("map_layer0", y, 4 * self.channels))
         return nn.silu(_dense("map_layer1", y, 4 * self.channels))
 
@@ -274,7 +219,7 @@ class UNet(nn.Module):
                     # At full resolution, with zeros outside for both the 3×3 kernel (1) and the filter (1); then the
                     # filter, without more of them. It has sum 1, so the bias may come before it.
                     pyramid = _conv(f"{prefix}_aux_residual", pyramid, x.shape[-1], 3, dtype, padding=2)
-                    pyramid = _resample(pyramid, style.taps, stride=2, interior=0, padding=0)
+                    pyramid = resample(pyramid, style.taps, stride=2, interior=0, padding=0)
                     x = pyramid = (x + pyramid) * np.sqrt(0.5).item()
                 skips.append(x)
             for i in range(self.num_blocks):
