@@ -109,7 +109,7 @@ def published(config: ConfigDict) -> ConfigDict:
         train.ema_halflife_images = 887_000.0  # 0.9999 a step
     elif system == "ihdm":
         model.channel_mult = (1, 2, 2, 2)
-        model.attention = (8, 4)
+        model.attention = (config.data.image_size // 4, config.data.image_size // 8)
         train.steps = 1_300_000
         train.ema_halflife_images = 88_700.0  # 0.999 a step
     elif system == "cold":

@@ -1,9 +1,10 @@
 """From a config to the things that it describes, every value checked before anything is compiled.
 
-The programs stand on this: it alone knows how a config names a process, a network and a solver.
+The programs stand on this: it alone knows how a config names a network and a solver; `family.py` has the systems.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,8 @@ from warm_jax import family, pictures
 from warm_jax import mesh as meshes
 from warm_jax.data import augment
 from warm_jax.data.sources import Source
-from warm_jax.diffusion import bnr, dct, process, sampler
-from warm_jax.models import denoiser, unet
+from warm_jax.diffusion import dct, process, sampler, systems
+from warm_jax.models import adm, denoiser, geometry, unet
 
 # From the least to the most that makes sense, both allowed. Squares of noise and blur must stay inside float32.
 _RANGES = {
@@ -25,13 +26,6 @@ _RANGES = {
     "data.num_workers": (0, 1024),
     "data.label_dropout": (0, 1),
     "data.augment_probability": (0, 1),
-    "process.bnr": (0, 10_000),
-    "process.information_budget": (1e-4, 1 - 1e-4),
-    "process.beta_min": (1e-6, 1e6),
-    "process.beta_max": (1e-6, 1e6),
-    "process.rho": (0.1, 1000),
-    "process.P_mean": (-10, 10),
-    "process.P_std": (1e-3, 10),
     "model.sigma_data": (1e-3, 1000),
     "train.batch_size": (1, 2**20),
     "train.steps": (1, 2**31 - 1),
@@ -53,15 +47,37 @@ _RANGES = {
     "train.max_nonfinite_steps": (1, 2**31 - 1),
     "sample.steps": (1, 10_000),
     "sample.batch_size": (1, 2**20),
+    "sample.S_churn": (0, 10_000),
+    "sample.S_min": (0, 1e6),
+    "sample.S_max": (0, 1e6),
+    "sample.S_noise": (0, 10),
+    "sample.delta": (0, 100),
+    "sample.guidance": (0, 100),
+}
+_PROCESS_RANGES = {  # of the keys that a system has
+    "bnr": (0, 10_000),
+    "information_budget": (1e-4, 1 - 1e-4),
+    "bnr_min": (1e-3, 10_000),
+    "bnr_max": (1e-3, 10_000),
+    "bnr_zero": (0, 1),
+    "beta_min": (1e-6, 1e6),
+    "beta_max": (1e-6, 1e6),
+    "rho": (0.1, 1000),
+    "P_mean": (-10, 10),
+    "P_std": (1e-3, 10),
+    "augmented_dims": (1e-3, 1e9),
+    "steps": (1, 100_000),
+    "blur_min": (1e-3, 10_000),
+    "blur_max": (0, 10_000),
+    "d_min": (1e-6, 1),
+    "noise": (0, 10),
+    "symmetry_noise": (0, 10),
 }
 _INTEGERS = ("model.channel_mult", "model.attention", "model.remat")
 _CHOICES = {
     "data.channels": (1, 3),
     "data.augment": ("none", "flip", "edm"),
     "data.on_error": ("raise", "skip"),
-    "process.system": ("warm", "hot"),
-    "process.schedule": ("constant", "information_budget"),
-    "model.preconditioning": ("edm", "spectral"),
     "model.dtype": ("float32", "bfloat16"),
     "train.decay": ("none", "cosine"),
 }
@@ -183,7 +199,7 @@ def _network(config: ConfigDict, shape: tuple[int, int, int], around: denoiser.P
         "patch_size": settings.patch_size,
         "remat": tuple(settings.remat),
     }
-    unet.check_geometry(*shape[:2], **fields)
+    geometry.check_geometry(*shape[:2], **fields)
     kind = adm.ADM if settings.architecture == "adm" else unet.UNet
     return kind(
         out_channels=shape[2] * around.heads, second_condition=two, dtype=jnp.dtype(settings.dtype), **fields
