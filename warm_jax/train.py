@@ -195,7 +195,7 @@ def _stop_if_lost(state: State, limit: int, step: int, checkpoints: checkpoint.C
 
 
 @preemption.noted()
-def train(run: Run) -> int:
+def train(run: Run, final_grid: bool = True) -> int:
     """Trains to `train.steps`, resuming by itself, and ends with a grid of samples. Returns the exit status."""
     exp, settings = run.experiment, run.experiment.config.train
     checkpoints = checkpoint.Checkpoints(
@@ -215,7 +215,7 @@ def train(run: Run) -> int:
             saved = f"step {known[0]} of {settings.steps} is saved" if known else "nothing was saved"
             log.say(f"{preemption.requested()}: {saved}; the same command goes on from there")
             return preemption.EXIT_AGAIN
-        log.say(f"trained to step {step}; samples: {preview(step, state.ema)}")
+        log.say(f"trained to step {step}" + (f"; samples: {preview(step, state.ema)}" if final_grid else ""))
         return 0
     finally:
         metrics.close()
