@@ -95,7 +95,6 @@ class Experiment:
     process: process.Process
     model: denoiser.Denoiser
     sampled: process.Process
-    system: family.System
 
     @property
     def to_sample(self) -> denoiser.Denoiser:
@@ -227,7 +226,7 @@ def build(config: ConfigDict, measured: family.Measured | None = None) -> Experi
     around = precondition(kind)
     told = jax.eval_shape(around.conditions, jax.ShapeDtypeStruct((1,), jnp.float32))
     model = denoiser.Denoiser(_network(config, shape, around, len(told) == 2), kind, precondition)
-    return Experiment(config, meshes.make_mesh(), kind, model, sampled, system)
+    return Experiment(config, meshes.make_mesh(), kind, model, sampled)
 
 
 def precision_policy(config: ConfigDict) -> str:

@@ -247,7 +247,7 @@ def _loop(run: Run, state: State, checkpoints: checkpoint.Checkpoints, metrics: 
             row["images_per_second"] = (step - reported) * settings.batch_size / (now - since)
             row["learning_rate"] = float(rate(step - 1))
             bar.set_postfix_str(f"{row['images_per_second']:.0f} images/s")
-            _report(step, row, exp.process.blurs and exp.system.errors is loss.squared)
+            _report(step, row, exp.process.blurs and exp.model.preconditioning.errors is loss.squared)
             metrics.write(step, row)
             # At the end any is too many: what was reached is not saved.
             _stop_if_lost(state, 1 if step == settings.steps else settings.max_nonfinite_steps, step, checkpoints)
