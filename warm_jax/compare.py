@@ -104,7 +104,9 @@ def _rows(run: Run) -> list[dict]:
     try:
         found = {row["key"]: row for row in map(json.loads, lines)}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); remove its last line, and what is lost is made again") from error
+        raise ValueError(
+            f"{path} is damaged ({error}); remove its last line, and what is lost is made again"
+        ) from error
     keys = [_key(_sampled(job, *sampling)) for job in run.jobs for sampling in job.samplings]
     return [found[key] for key in keys if key in found]
 

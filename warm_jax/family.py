@@ -166,7 +166,7 @@ def to_sample(config: ConfigDict, trained: Process, measured: Measured) -> Proce
             f"{', and at 0' if settings.bnr_zero > 0 else ''}"
         )
     if wanted == 0 and settings.bnr_zero == 0:
-        raise ValueError("sample.bnr is 0; this network was trained with process.bnr_zero = 0: it has seen no such image")
+        raise ValueError("sample.bnr is 0; this network was trained with process.bnr_zero = 0 and never saw it")
     if schedule == "information_budget" and wanted is not None:
         raise ValueError(f"sample.bnr is {wanted} and sample.schedule is {schedule}; set one of them")
     return trained.follow(_schedule(settings, schedule or "constant", sampled_bnr(config), measured))

@@ -46,7 +46,9 @@ GAUSSIAN = Noise(lambda key, shape: jax.random.normal(key, shape, jnp.float32), 
 def student(augmented_dims: float) -> Noise:
     """PFGM++'s noise; `augmented_dims` is D, finite and above 0: 128 and 2048 are used on images."""
     if not 0 < augmented_dims < float("inf"):
-        raise ValueError(f"PFGM++ needs D (augmented_dims) above 0 and finite, not {augmented_dims}; 128 or 2048 are used")
+        raise ValueError(
+            f"PFGM++ needs D (augmented_dims) above 0 and finite, not {augmented_dims}; 128 or 2048 are used"
+        )
     half = augmented_dims / 2
 
     def draw(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "*b h w c"]:
