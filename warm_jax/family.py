@@ -156,7 +156,7 @@ def to_sample(config: ConfigDict, trained: Process, measured: Measured) -> Proce
         if wanted is not None and (known == "information_budget" or wanted != settings.get("bnr")):
             at = f"on the {known} schedule" if known == "information_budget" else f"at BNR {settings.get('bnr')}"
             raise ValueError(
-                f"sample.bnr is {wanted}, but this network was trained {at} and knows no other; leave sample.bnr unset, "
+                f"sample.bnr is {wanted}, but this network was trained {at} and knows no other; leave it unset, "
                 "or train with another process.bnr, or an :amortised model"
             )
         return trained
