@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 
@@ -46,13 +45,15 @@ GAUSSIAN = Noise(lambda key, shape: jax.random.normal(key, shape, jnp.float32), 
 def student(augmented_dims: float) -> Noise:
     """PFGM++'s noise; `augmented_dims` is D, finite and above 0: 128 and 2048 are used on images."""
     if not 0 < augmented_dims < float("inf"):
-        raise ValueError(f"PFGM++ needs D (augmented_dims) above 0 and finite, not {augmented_dims}; 128 or 2048 are used")
+        raise ValueError(
+            f"PFGM++ needs D (augmented_dims) above 0 and finite, not {augmented_dims}; 128 or 2048 are used"
+        )
     half = augmented_dims / 2
 
     def draw(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "*b h w c"]:
         normal_key, gamma_key = jax.random.split(key)
         log_gamma = jax.random.loggamma(gamma_key, half, shape[:-3], jnp.float32)
-        shrink = jnp.exp((np.log(half) - log_gamma) / 2)
+        shrink = jnp.exp((math.log(half) - log_gamma) / 2)
         return shrink[..., None, None, None] * jax.random.normal(normal_key, shape, jnp.float32)
 
     def log_density(squared_distance: Array, scale: Array, dimension: int) -> Array:
