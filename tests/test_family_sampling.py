@@ -164,7 +164,30 @@ def test_euler_is_ddim():
     assert int(record.nfe) == 4
 
 
+def test_multistep_is_dpm_solver_2m():
+    """Lu et al. 2022 (DPM-Solver++), algorithm 2, in numpy: λ = ln(α / σ), D = (1 + 1/2r) x̂0 - 1/2r x̂0_before."""
+    p, x, levels = ALL["cosine"], np.random.RandomState(0).randn(2, *SHAPE), np.array([1.0, 0.9, 0.4, 0.3, 0.02])
+    alpha, sigma = np.sqrt(dense.cosine_alpha_bar(levels)), np.sqrt(1 - dense.cosine_alpha_bar(levels))
+    h, expected, before = np.diff(np.log(alpha / sigma)), x, None
+    for i in range(4):
+        clean = dense.filtered(expected, POWER * alpha[i] / (POWER * alpha[i] ** 2 + sigma[i] ** 2))
+        r = h[i - 1] / h[i]
+        d = clean if before is None else (1 + 1 / (2 * r)) * clean - 1 / (2 * r) * before
+        expected = sigma[i + 1] / sigma[i] * expected - alpha[i + 1] * np.expm1(-h[i]) * d
+        before = clean
+    run = quick(lambda x, levels: sampler.sample(oracle.gaussian(p, POWER), p, x, levels, solver="multistep"))
+    with jax.enable_x64(True):
+        out, record = run(jnp.asarray(x), jnp.asarray(levels))
+    np.testing.assert_allclose(out, expected, atol=1e-9)
+    assert int(record.nfe) == 4
+
+
 ORDER = {"euler": 1, "heun": 2, "multistep": 2}
+
+
+def uneven(t0, t1, n):
+    """`n` steps from t0 to t1, each second one twice as long: a multistep solver must weigh the step before it."""
+    return t0 + (t1 - t0) * np.append(0, np.cumsum(np.tile([1.0, 2.0], n // 2))) / (1.5 * n)
 
 
 def orders(p, predict, x, grids, solvers, exact, unit=1.0):
@@ -184,7 +207,7 @@ def orders(p, predict, x, grids, solvers, exact, unit=1.0):
 def test_order_of_convergence_on_gaussian_data(name, t0, t1):
     """The flow maps standard deviations: the exact gain is √(P a² + s²) after over before, a and s from the papers."""
     p = ALL[name]
-    grids = [np.linspace(t0, t1, n + 1) if name != "hot" else np.geomspace(t0, t1, n + 1) for n in (60, 120)]
+    grids = [uneven(t0, t1, n) for n in (80, 160)]
     before, after = (np.sqrt(POWER * a**2 + s**2) for a, s in (row(p, t0), row(p, t1)))
     x = dense.Q.T.dot(np.ones(48)).reshape(1, *SHAPE)  # every frequency 1
     exact = dense.filtered(x, after / before)
@@ -207,7 +230,7 @@ def test_order_of_convergence_of_pfgmpp():
     exact = scipy.integrate.solve_ivp(slope, (2.0, 0.4), x[0], method="DOP853", rtol=1e-11, atol=1e-12).y[:, -1]
     p = process.pfgmpp(SHAPE, dims)
     images = data.reshape(3, *SHAPE)
-    grids = [np.geomspace(2.0, 0.4, n + 1) for n in (60, 120)]
+    grids = [uneven(2.0, 0.4, n) for n in (80, 160)]
     found = orders(p, oracle.empirical(p, images), x.reshape(1, *SHAPE), grids, p.solvers, exact.reshape(1, *SHAPE))
     assert set(found) == set(ORDER)
     for solver, order in found.items():
@@ -234,7 +257,7 @@ def test_order_of_convergence_without_noise():
         blurred = p.attenuate(clean, t)
         return process.Prediction(blurred, clean - blurred)
 
-    grids = [np.linspace(3.0, 0.5, n + 1) for n in (60, 120)]
+    grids = [uneven(3.0, 0.5, n) for n in (80, 160)]
     found = orders(p, predict, x, grids, p.solvers, exact.reshape(1, *SHAPE))
     assert set(found) == {"euler", "heun"}
     for solver, order in found.items():
@@ -247,7 +270,7 @@ def test_order_of_convergence_without_noise():
 def test_algorithm_2_where_degradation_is_linear_in_the_level():
     """D(x, k) = (1 - k/K · C) x, Bansal et al. 2022, section 3.3: what a wrong guess g of x0 does to the result.
 
-    Each step adds (1/K) C g, K of them C g: x_0 = (1 - C) x0 + C g. Frequencies that are not degraded come back exactly.
+    Each step adds (1/K) C g, K of them C g: x_0 = (1 - C) x0 + C g. Frequencies not degraded come back exactly.
     """
     rng, count = np.random.RandomState(0), 50
     c = rng.uniform(0, 1, (6, 8))
@@ -274,7 +297,7 @@ def test_algorithm_2_where_degradation_is_linear_in_the_level():
 
 @pytest.mark.parametrize("solver", ["euler", "heun"])
 def test_cold_steps_with_the_true_image_pass_every_degraded_one(solver):
-    """x_k - D(x0, k) + D(x0, k-1) is D(x0, k-1) at every level, blurred by scipy, in float32 and on part of the levels."""
+    """x_k - D(x0, k) + D(x0, k-1) is D(x0, k-1) at every level, blurred by scipy, in float32, on half of the levels."""
     p, x0 = ALL["cold"], np.random.RandomState(0).uniform(-1, 1, (2, *SHAPE))
     blurs, levels = systems.cold_blurs(0.35 + np.arange(50) / 100, 11), p.levels(25)
     start = jnp.asarray(dense.blurred(x0, blurs[50]), jnp.float32)
@@ -372,9 +395,7 @@ def test_no_blur_is_edms_stochastic_sampler(churn, count):
         settings = sampler.Churn(s_churn, s_min, s_max, s_noise)
         keys = jax.random.split(jax.random.key(0), 2)
         p_e = given_noise(p, e)
-        return sampler.sample(
-            predict, p_e, x, levels, solver="stochastic", keys=keys, churn=settings, trajectory=True
-        )
+        return sampler.sample(predict, p_e, x, levels, solver="stochastic", keys=keys, churn=settings, trajectory=True)
 
     with jax.enable_x64(True):
         args = jnp.asarray(x), jnp.asarray(levels), jnp.asarray(e)
@@ -429,9 +450,9 @@ def test_randomness_belongs_to_the_image_not_the_batch(key, solver):
     x, keys = p.prior(key, (3, *SHAPE)), jax.random.split(key, 3)
     churn, levels = sampler.Churn(S_churn=3.0), p.levels(7)
     run = jax.jit(
-        lambda x, keys: sampler.sample(
-            oracle.gaussian(p, POWER), p, x, levels, solver=solver, keys=keys, churn=churn
-        )[0]
+        lambda x, keys: sampler.sample(oracle.gaussian(p, POWER), p, x, levels, solver=solver, keys=keys, churn=churn)[
+            0
+        ]
     )
     together = run(x, keys)
     np.testing.assert_allclose(run(x[::-1], keys[::-1])[::-1], together, atol=5e-5)
