@@ -26,4 +26,4 @@ def get_config(system: str = "warm") -> ConfigDict:
         "--config=configs/afhqv2_64.py --mode=prepare --images=folder:afhq_v2 --out=data/afhqv2-64x64.zip"
     )
     config.model.dropout = 0.25
-    return systems.published(config)
+    return systems.published(config, system)

@@ -25,7 +25,7 @@ from configs import systems
 
 def get_config(system: str = "warm") -> ConfigDict:
     """`system` is one of `systems.NAMES`; each with its published recipe."""
-    return systems.published(recipe(system))
+    return systems.published(recipe(system), system)
 
 
 def recipe(system: str) -> ConfigDict:

@@ -102,6 +102,6 @@ def get_config(system: str = "warm") -> ConfigDict:
     compare.repeats = 3
     compare.steps = 18  # of Heun's solver, beside each system's own
     compare.shown = 10  # samples in the picture, a system
-    systems.native(config)
+    systems.native(config, system)
     config.sample.steps = min(config.sample.steps, 100)  # of the 1000 of some: minutes are short here
     return config

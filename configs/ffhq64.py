@@ -20,7 +20,7 @@ from configs import cifar10, systems
 
 def get_config(system: str = "warm") -> ConfigDict:
     """`system` is one of `systems.NAMES`."""
-    return systems.published(recipe(system))
+    return systems.published(recipe(system), system)
 
 
 def recipe(system: str) -> ConfigDict:

@@ -41,7 +41,7 @@ def get_config(system: str = "warm") -> ConfigDict:
     if system in ("warm", "amortised", "hot"):
         config.sample.solver = "stochastic"
         config.sample.S_churn, config.sample.S_min, config.sample.S_max, config.sample.S_noise = 40.0, 0.05, 50.0, 1.003
-    systems.published(config)
+    systems.published(config, system)
     config.model.architecture = "adm"
     config.model.channels = 192
     config.model.channel_mult = (1, 2, 3, 4)

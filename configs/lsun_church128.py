@@ -45,7 +45,7 @@ def get_config(system: str = "warm") -> ConfigDict:
     config.sample.steps = 256  # 511 evaluations
     if system == "ihdm":
         config.process.steps, config.process.blur_max = 400, 64.0
-    systems.published(config)
+    systems.published(config, system)
     if system == "ihdm":
         config.model.channel_mult = (1, 2, 3, 4, 5)
         config.model.attention = (32, 16, 8)
@@ -53,6 +53,6 @@ def get_config(system: str = "warm") -> ConfigDict:
         config.train.learning_rate = 2e-5
         config.train.warmup_images = 160_000  # 5000 steps
         config.train.ema_halflife_images = 22_200.0  # 0.999 a step
-    elif system in ("ddpm", "blurring", "cold"):
+    elif config.process.system in ("ddpm", "blurring", "cold"):
         config.model.channel_mult = (1, 1, 2, 2, 2)
     return config

@@ -1,20 +1,21 @@
-"""What tells one system's config from another's, for every data set: the process, its own sampler, its published recipe.
+"""What tells one system's config from another's, for every data set: process, sampler, published recipe.
 
-    --config=configs/cifar10.py:NAME      NAME one of
+--config=configs/cifar10.py:NAME      NAME one of
 
-    warm       blur and noise at a constant blur-to-noise ratio: the paper's, and the default
-    amortised  warm with a ratio drawn for each image; sampled at any --config.sample.bnr
-    hot        noise alone: EDM
-    pfgmpp     EDM with heavy-tailed noise: PFGM++
-    ddpm       denoising diffusion
-    blurring   blurring diffusion
-    ihdm       inverse heat dissipation
-    cold       cold diffusion: blur alone
+warm       blur and noise at a constant blur-to-noise ratio: the paper's, and the default
+amortised  warm with a ratio drawn for each image; sampled at any --config.sample.bnr
+hot        noise alone: EDM
+pfgmpp     EDM with heavy-tailed noise: PFGM++
+ddpm       denoising diffusion
+blurring   blurring diffusion
+blurring_heads  the same with the warm paper's two heads in place of ε (ours)
+ihdm       inverse heat dissipation
+cold       cold diffusion: blur alone
 """
 
 from ml_collections import ConfigDict, config_dict
 
-NAMES = ("warm", "amortised", "hot", "pfgmpp", "ddpm", "blurring", "ihdm", "cold")
+NAMES = ("warm", "amortised", "hot", "pfgmpp", "ddpm", "blurring", "blurring_heads", "ihdm", "cold")
 
 
 def _edm_levels(process: ConfigDict) -> None:
@@ -30,7 +31,7 @@ def process(system: str) -> ConfigDict:
     if system not in NAMES:
         raise ValueError(f"there is no system {system!r}; choose one of {', '.join(NAMES)}")
     made = ConfigDict()
-    made.system = system
+    made.system = system.removesuffix("_heads")
     made.bnr = config_dict.placeholder(float)  # blur in pixels per unit of noise, of systems that have it
     if system == "warm":
         made.bnr = 0.5
@@ -53,7 +54,7 @@ def process(system: str) -> ConfigDict:
     elif system == "ddpm":
         made.schedule = "linear"  # or "cosine"
         made.steps = 1000  # levels in training, of the linear schedule
-    elif system == "blurring":
+    elif made.system == "blurring":
         made.blur_max = 20.0  # pixels; 10 is used too
         made.d_min = 0.001  # what is left of each frequency
     elif system == "ihdm":
@@ -71,11 +72,11 @@ def process(system: str) -> ConfigDict:
     return made
 
 
-def native(config: ConfigDict) -> ConfigDict:
-    """Sets what the model predicts and how it is sampled, for `config.process.system`; the rest stays."""
-    system, sample = config.process.system, config.sample
-    if system in ("ddpm", "blurring"):
-        config.model.preconditioning = "noise"
+def native(config: ConfigDict, system: str) -> ConfigDict:
+    """Sets what the model predicts and how it is sampled, for `system`; the rest stays."""
+    sample = config.sample
+    if system in ("ddpm", "blurring", "blurring_heads"):
+        config.model.preconditioning = "edm" if system == "blurring_heads" else "noise"
         sample.solver, sample.steps = "ancestral", 1000
         sample.clip = system == "ddpm"
     elif system == "ihdm":
@@ -87,13 +88,14 @@ def native(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def published(config: ConfigDict) -> ConfigDict:
+def published(config: ConfigDict, system: str) -> ConfigDict:
     """`native`, and the network and training that the system's authors used on CIFAR-10. EDM's family stays as it is.
 
     Blurring diffusion's are DDPM's, and cold diffusion's batch and duration are ours: the summaries give none.
     """
-    system, model, train = config.process.system, config.model, config.train
-    native(config)
+    model, train = config.model, config.train
+    native(config, system)
+    system = config.process.system
     if system in ("ddpm", "blurring", "ihdm", "cold"):
         config.data.augment = "flip"
         model.dropout = 0.1

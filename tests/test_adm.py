@@ -248,6 +248,7 @@ def test_norms_softmax_and_activations_stay_float32(small):
         # What GroupNorm wants comes first, but the remedy heeds both: GroupNorm alone would let 40 pass.
         ({"channels": 48, "channel_mult": (1, 2)}, "48: a layer of 144 .* 32 groups .*; use 32 or 64"),
         ({"channels": 33, "channel_mult": (1,)}, "channels is 33: sines and cosines need an even number; use 32 or 36"),
+        ({"channels": 70, "channel_mult": (1,)}, "channels is 70: a layer of 70 .*; use 64 or 128"),
         ({"attention": (12,)}, "attention at resolution 12, which never occurs"),
     ],
 )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny import config
 
-from warm_jax import experiment, pictures
+from warm_jax import experiment, family, pictures
 from warm_jax.diffusion import loss
 
 
@@ -36,8 +36,8 @@ def test_model_settings_reach_the_model():
 def test_the_budget_follows_the_spectrum():
     spectrum = 1 / (1 + np.arange(28)[:, None] ** 2 + np.arange(28) ** 2)
     made = config(process__schedule="information_budget", process__information_budget=0.2)
-    alpha = experiment.build(made, spectrum).process.blur(jnp.asarray([0.0, 0.3]))
-    flat = experiment.build(made, np.ones((28, 28))).process.blur(jnp.asarray([0.0, 0.3]))
+    alpha = experiment.build(made, family.Measured(spectrum)).process.blur(jnp.asarray([0.0, 0.3]))
+    flat = experiment.build(made, family.Measured(np.ones((28, 28)))).process.blur(jnp.asarray([0.0, 0.3]))
     assert alpha[0] == 0 and alpha[1] > flat[1] > 0  # less to lose where there is little detail
 
 
@@ -57,8 +57,8 @@ def test_spectrum_is_the_mean_power_of_the_images():
     import scipy.fft
 
     expected = np.mean(scipy.fft.dctn(images / 127.5 - 1, axes=(1, 2), norm="ortho") ** 2, axis=(0, 3))
-    np.testing.assert_allclose(experiment.measure_spectrum(arrays.from_arrays("x", images)), expected, rtol=1e-4)
-    some = experiment.measure_spectrum(arrays.from_arrays("x", images), most=2)
+    np.testing.assert_allclose(experiment.measure(config(), arrays.from_arrays("x", images)).power, expected, rtol=1e-4)
+    some = experiment.measure(config(), arrays.from_arrays("x", images), most=2).power
     ends = np.mean(scipy.fft.dctn(images[[0, 29]] / 127.5 - 1, axes=(1, 2), norm="ortho") ** 2, axis=(0, 3))
     np.testing.assert_allclose(some, ends, rtol=1e-4)
 

@@ -14,7 +14,18 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-PROGRAMS = ("train", "generate", "restore", "evaluate", "preflight", "prepare", "inspect", "analysis", "convert")
+PROGRAMS = (
+    "train",
+    "generate",
+    "restore",
+    "evaluate",
+    "compare",
+    "preflight",
+    "prepare",
+    "inspect",
+    "analysis",
+    "convert",
+)
 
 
 def imports(path):
@@ -51,7 +62,10 @@ def test_the_modules_are_found():
     [
         ("diffusion.dct", []),
         ("diffusion.bnr", ["dct"]),
-        ("diffusion.process", ["dct", "bnr"]),
+        ("diffusion.noise", []),
+        ("diffusion.process", ["dct", "bnr", "noise"]),
+        ("diffusion.systems", ["dct", "process"]),
+        ("diffusion.predictors", ["process"]),
         ("diffusion.loss", ["dct", "bnr", "process"]),
         ("diffusion.sampler", ["dct", "bnr", "process"]),
         ("diffusion.oracle", ["dct", "bnr", "process"]),
@@ -101,7 +115,7 @@ def test_who_may_import_what(name):
     assert not roots & {"tensorflow", "tensorboard", "torch", "pandas", "sklearn"}
     assert not any(other.startswith(("clu.metric_writers", "clu.periodic_actions")) for other in found)
     assert not roots & {"configs", "tests"}
-    configured = within("experiment", "workdirs", "reference", "step", "main", *PROGRAMS)
+    configured = within("family", "experiment", "workdirs", "reference", "step", "main", *PROGRAMS)
     assert "ml_collections" not in roots or name in configured
     if "warm_jax.main" in own(name) | {name}:
         assert name == "warm_jax.main"  # nobody imports the command line

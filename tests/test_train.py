@@ -361,12 +361,12 @@ def test_measured_spectrum_is_stored_and_used_again(tmp_path):
     changes = {"process__schedule": "information_budget", "model__preconditioning": "spectral"}
     first = tiny_run(tmp_path, train__steps=5, **changes)
     assert train.train(first) == 0
-    with np.load(tmp_path / "spectrum.npz") as file:
+    with np.load(tmp_path / "measured.npz") as file:
         power = file["power"]
     images = np.float32(idx.bundled().images[..., 0]) / 127.5 - 1
     expected = np.mean(scipy.fft.dctn(images, axes=(1, 2), norm="ortho") ** 2, 0)
     np.testing.assert_allclose(power, expected, rtol=1e-3)
-    np.savez(tmp_path / "spectrum.npz", power=power * 4)  # resuming must go on with what the run began with
+    np.savez(tmp_path / "measured.npz", power=power * 4)  # resuming must go on with what the run began with
     resumed = tiny_run(tmp_path, train__steps=8, **changes)
     t = jnp.asarray([0.3, 1.0])
     one, other = (
@@ -378,9 +378,9 @@ def test_measured_spectrum_is_stored_and_used_again(tmp_path):
 
 def test_a_spectrum_without_a_run_is_measured_anew(tmp_path):
     """What a run left that was cut off before its first checkpoint may be of other images, or half a file."""
-    (tmp_path / "spectrum.npz").write_bytes(b"PK\x03\x04 cut off")
+    (tmp_path / "measured.npz").write_bytes(b"PK\x03\x04 cut off")
     run = tiny_run(tmp_path, model__preconditioning="spectral")
-    with np.load(tmp_path / "spectrum.npz") as file:
+    with np.load(tmp_path / "measured.npz") as file:
         assert file["power"].shape == (28, 28)
     assert run.experiment.model.preconditioning
 

@@ -46,7 +46,7 @@ def with_network(made, network):
 def build(network=None, devices=None, **changes):
     """An experiment with a stand-in network, on the first `devices` devices."""
     exp = experiment.build(config(**changes))
-    exp = with_network(exp, network or Linear(heads=2 if exp.process.blurs else 1))
+    exp = with_network(exp, network or Linear(heads=exp.model.preconditioning.heads))
     return on_devices(exp, devices)
 
 

@@ -101,10 +101,12 @@ class _Images:
             yield from reference.chunks(self._source, first, count)
             return
         size = self._sampler.batch_size
+        self._sampler.compile(self._weights)
         for start in range(first, first + count, size):
-            seeds = np.arange(start, min(start + size, first + count))
+            seeds, began = np.arange(start, min(start + size, first + count)), time.perf_counter()
             samples = self._sampler(self._weights, seeds, np.full(len(seeds), self._label))
             self.facts["nfe"] = samples.nfe
+            self.facts["seconds_per_image"] = (time.perf_counter() - began) / len(seeds)
             yield samples.images
 
 
@@ -172,6 +174,14 @@ def _judge(run: Run, images: _Images, first: int, count: int) -> Judged | None:
         bar.update(size)
     bar.close()
     return Judged(statistics, np.concatenate(pools), np.concatenate(logits) if logits else None, np.concatenate(pixels))
+
+
+def first_images(run: Run, count: int) -> np.ndarray:
+    """Up to `count` of the first images that `evaluate` judged, from the shard that it kept."""
+    settings = run.config.eval
+    size = min(SHARD, settings.count)
+    folder = _folder(run, _Images(run, run.sampling.step if run.sampling else -1))
+    return moments.read_npz(folder / f"{settings.first:08d}-{size}.npz")["pixels"][:count]
 
 
 # ── Scores ───────────────────────────────────────────────────────────────────────────────────────────────────────────

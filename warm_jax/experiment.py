@@ -4,7 +4,6 @@ The programs stand on this: it alone knows how a config names a network and a so
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +94,6 @@ class Experiment:
     process: process.Process
     model: denoiser.Denoiser
     sampled: process.Process
-    system: family.System
 
     @property
     def to_sample(self) -> denoiser.Denoiser:
@@ -201,13 +199,11 @@ def _network(config: ConfigDict, shape: tuple[int, int, int], around: denoiser.P
     }
     geometry.check_geometry(*shape[:2], **fields)
     kind = adm.ADM if settings.architecture == "adm" else unet.UNet
-    return kind(
-        out_channels=shape[2] * around.heads, second_condition=two, dtype=jnp.dtype(settings.dtype), **fields
-    )
+    return kind(out_channels=shape[2] * around.heads, second_condition=two, dtype=jnp.dtype(settings.dtype), **fields)
 
 
 def build(config: ConfigDict, measured: family.Measured | None = None) -> Experiment:
-    """Checks `config` and makes its process and model; `measured` where `needs_measuring`. ValueError for bad values."""
+    """Checks `config` and makes its process and model; `measured` where `needs_measuring`. ValueError for bad ones."""
     check_values(config)
     shape, system = (*image_side(config), config.data.channels), family.of(config)
     if measured is None:  # only shapes and ranges are checked with it
@@ -227,7 +223,7 @@ def build(config: ConfigDict, measured: family.Measured | None = None) -> Experi
     around = precondition(kind)
     told = jax.eval_shape(around.conditions, jax.ShapeDtypeStruct((1,), jnp.float32))
     model = denoiser.Denoiser(_network(config, shape, around, len(told) == 2), kind, precondition)
-    return Experiment(config, meshes.make_mesh(), kind, model, sampled, system)
+    return Experiment(config, meshes.make_mesh(), kind, model, sampled)
 
 
 def precision_policy(config: ConfigDict) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from warm_jax.diffusion import bnr, loss, process, systems
+from warm_jax.diffusion import bnr, process, systems
 from warm_jax.diffusion.process import Process
 
 START_IMAGES = 2048  # at most so many images are kept to start from
@@ -29,13 +29,11 @@ class System(NamedTuple):
     Attributes:
       build: (image shape, config.process, measured) -> its process.
       preconditionings: The names in `denoiser.CHOICES` that make sense, its own first.
-      errors: What it counts as an error.
       measures: Whether the process always needs the data's power, or the images that it starts from.
     """
 
     build: Callable[[tuple[int, int, int], ConfigDict, Measured], Process]
     preconditionings: tuple[str, ...]
-    errors: Callable = loss.squared
     measures: bool = False
 
 
@@ -111,10 +109,10 @@ SYSTEMS = {
     "warm": System(_warm, _HEADS),
     "amortised": System(_amortised, _HEADS, measures=True),
     "pfgmpp": System(_pfgmpp, ("edm", "noise_residual")),
-    "ddpm": System(_ddpm, ("noise",), loss.squared_blurred),
-    "blurring": System(_blurring, ("noise",), loss.squared_blurred),
-    "ihdm": System(_ihdm, ("one_step",), loss.squared_blurred, measures=True),
-    "cold": System(_cold, ("direct",), loss.absolute_clean, measures=True),
+    "ddpm": System(_ddpm, ("noise", "edm")),
+    "blurring": System(_blurring, ("noise", "edm")),
+    "ihdm": System(_ihdm, ("one_step",), measures=True),
+    "cold": System(_cold, ("direct",), measures=True),
 }
 
 
@@ -168,7 +166,7 @@ def to_sample(config: ConfigDict, trained: Process, measured: Measured) -> Proce
             f"{', and at 0' if settings.bnr_zero > 0 else ''}"
         )
     if wanted == 0 and settings.bnr_zero == 0:
-        raise ValueError("sample.bnr is 0; this network was trained with process.bnr_zero = 0: it has seen no such image")
+        raise ValueError("sample.bnr is 0; this network was trained with process.bnr_zero = 0 and never saw it")
     if schedule == "information_budget" and wanted is not None:
         raise ValueError(f"sample.bnr is {wanted} and sample.schedule is {schedule}; set one of them")
     return trained.follow(_schedule(settings, schedule or "constant", sampled_bnr(config), measured))

@@ -209,7 +209,7 @@ def _measured(config: ConfigDict, workdir: pathlib.Path) -> family.Measured | No
     stored = workdirs.load_measured(workdir)
     if stored is None:
         raise FileNotFoundError(
-            f"{workdir / 'measured.npz'} is missing; this network needs what was measured of the images it was trained on"
+            f"{workdir / 'measured.npz'} is missing; this network needs what was measured of its training images"
         )
     return family.Measured(**stored)
 
@@ -219,7 +219,9 @@ def _prepare_guide(config: ConfigDict) -> "Run | None":
     settings, classes = config.sample, config.data.num_classes
     if settings.guidance == 1:
         if settings.guide:
-            raise ValueError("sample.guide is set but sample.guidance is 1, so it would do nothing; give a weight, as 1.5")
+            raise ValueError(
+                "sample.guide is set but sample.guidance is 1, so it would do nothing; give a weight, as 1.5"
+            )
         return None
     if not settings.guide:
         if not classes:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import runpy
 import sys
 from collections.abc import Callable
 
@@ -17,10 +18,11 @@ MODES = {
     "evaluate": "score a checkpoint, or --images, against a reference",
     "stats": "write the statistics file --out of --images, to evaluate against",
     "prepare": "make --out (a zip or arrayrecord) of --images: cropped, resized, with a manifest",
+    "compare": "train, sample and score all systems of compare.systems with the config's network and budget",
     "inspect": "look at --images: counts, sizes, broken files, a contact sheet, the spectrum",
     "convert": "convert published Inception weights, --from_inception=FILE.pth, to --out=FILE.safetensors",
 }
-SAVING = ("train", "sample", "evaluate")  # these save what they have, and leave, when a signal comes
+SAVING = ("train", "sample", "evaluate", "compare")  # these save what they have, and leave, when a signal comes
 WITHOUT_CONFIG = ("prepare", "inspect", "convert")
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
@@ -59,6 +61,8 @@ def _fail(error: Exception | str, status: int) -> int:
     if text is not error:
         text = f"the config has no key {text}"
     lines = str(text).strip().splitlines() or [type(error).__name__]
+    if "Traceback (most recent call last)" in str(text):  # of a config file that raised: its last line says why
+        lines = [lines[-1].partition("Error: ")[2] or lines[-1]]
     print(f"error: {' '.join(line.strip() for line in lines)}", file=sys.stderr)
     return status
 
@@ -95,6 +99,14 @@ def default_workdir(config_flag: str) -> pathlib.Path:
     path, _, system = config_flag.partition(":")
     stem = pathlib.Path(path).stem
     return pathlib.Path("runs") / (f"{stem}_{system}" if system not in ("", "warm") else stem)
+
+
+def _config_of(system: str) -> ConfigDict:
+    """What --config would be with `system` after its colon: the same file, the same overrides."""
+    flag = flags.FLAGS["config"]
+    config = runpy.run_path(flag.config_filename.partition(":")[0])["get_config"](system)
+    config.update_from_flattened_dict(config_flags.get_override_values(flag))
+    return config.lock()
 
 
 def _prepare_images(config: ConfigDict | None) -> Callable[[], int]:
@@ -135,6 +147,11 @@ def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Call
 
         drawing = generate.prepare(config, workdir, _SEEDS.value, _OUT.value, _CHECKPOINT.value)
         return lambda: generate.sample(drawing)
+    if mode == "compare":
+        from warm_jax import compare
+
+        comparison = compare.prepare(_config_of, workdir)
+        return lambda: compare.compare(comparison)
     from warm_jax import evaluate, reference
 
     if mode == "convert":

@@ -7,7 +7,7 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 
 def to_uint8(x: Float[Array, "*b h w c"]) -> UInt8[Array, "*b h w c"]:
@@ -30,6 +30,23 @@ def grid(images: UInt8[np.ndarray, "n h w c"], columns: int | None = None) -> UI
         top, left = i // columns * (height + 2), i % columns * (width + 2)
         canvas[top : top + height, left : left + width] = image
     return canvas
+
+
+def labelled_rows(rows: list[tuple[str, UInt8[np.ndarray, "n h w c"]]], side: int = 64) -> UInt8[np.ndarray, "gh gw c"]:
+    """A row of images for each (label, images), the label at its left; images are `side` pixels high or a bit more."""
+    scale = max(1, round(side / rows[0][1].shape[1]))
+    strips = [grid(images.repeat(scale, 1).repeat(scale, 2), len(images)) for _, images in rows]
+    height, channels, left = strips[0].shape[0] + 6, strips[0].shape[2], 8 * max(len(label) for label, _ in rows) + 16
+    width = left + max(strip.shape[1] for strip in strips)
+    canvas = np.full((height * len(rows), width, channels), 255, np.uint8)
+    for i, strip in enumerate(strips):
+        canvas[i * height : i * height + strip.shape[0], left : left + strip.shape[1]] = strip
+    sheet = Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for i, (label, _) in enumerate(rows):
+        draw.text((8, i * height + height // 2 - 12), label, fill=(0,) * channels if channels > 1 else 0, font=font)
+    drawn = np.asarray(sheet)
+    return drawn[..., None] if drawn.ndim == 2 else drawn
 
 
 def scale_for_people(images: UInt8[np.ndarray, "n h w c"]) -> int:

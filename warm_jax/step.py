@@ -155,8 +155,8 @@ def make_step(exp: experiment.Experiment) -> Step:
         def predict(x: Array, t: Array):
             return model.predict(params, x, t, *given, dropout_key=dropout_key)
 
-        weight, w_r = model.preconditioning.weight, config.train.residual_weight
-        return loss.two_head(predict, example, weight, w_r, exp.system.errors)
+        around = model.preconditioning
+        return loss.two_head(predict, example, around.weight, config.train.residual_weight, around.errors)
 
     def gradients(params: PyTree, example: loss.Example, given: Given, dropout_key: PRNGKeyArray):
         """Loss, errors and gradients of the whole batch, `parts` slices of it at a time."""

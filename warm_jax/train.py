@@ -195,7 +195,7 @@ def _stop_if_lost(state: State, limit: int, step: int, checkpoints: checkpoint.C
 
 
 @preemption.noted()
-def train(run: Run) -> int:
+def train(run: Run, final_grid: bool = True) -> int:
     """Trains to `train.steps`, resuming by itself, and ends with a grid of samples. Returns the exit status."""
     exp, settings = run.experiment, run.experiment.config.train
     checkpoints = checkpoint.Checkpoints(
@@ -215,7 +215,7 @@ def train(run: Run) -> int:
             saved = f"step {known[0]} of {settings.steps} is saved" if known else "nothing was saved"
             log.say(f"{preemption.requested()}: {saved}; the same command goes on from there")
             return preemption.EXIT_AGAIN
-        log.say(f"trained to step {step}; samples: {preview(step, state.ema)}")
+        log.say(f"trained to step {step}" + (f"; samples: {preview(step, state.ema)}" if final_grid else ""))
         return 0
     finally:
         metrics.close()
@@ -247,7 +247,7 @@ def _loop(run: Run, state: State, checkpoints: checkpoint.Checkpoints, metrics: 
             row["images_per_second"] = (step - reported) * settings.batch_size / (now - since)
             row["learning_rate"] = float(rate(step - 1))
             bar.set_postfix_str(f"{row['images_per_second']:.0f} images/s")
-            _report(step, row, exp.process.blurs and exp.system.errors is loss.squared)
+            _report(step, row, exp.process.blurs and exp.model.preconditioning.errors is loss.squared)
             metrics.write(step, row)
             # At the end any is too many: what was reached is not saved.
             _stop_if_lost(state, 1 if step == settings.steps else settings.max_nonfinite_steps, step, checkpoints)

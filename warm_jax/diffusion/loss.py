@@ -63,9 +63,7 @@ def _total(values: Float[Array, "*b h w c"]) -> Float[Array, "*b"]:
 def squared(prediction: Prediction, example: Example, weight: Weight) -> Errors:
     """λ |D̂ - D|² and λ |R̂ - R|²; `weight` maps levels `[b]` to λ `[b]`."""
     targets = (example.blurred, example.residual)
-    return Errors(
-        *(weight(example.t) * _total(jnp.square(p - q)) for p, q in zip(prediction, targets, strict=True))
-    )
+    return Errors(*(weight(example.t) * _total(jnp.square(p - q)) for p, q in zip(prediction, targets, strict=True)))
 
 
 def squared_blurred(prediction: Prediction, example: Example, weight: Weight) -> Errors:

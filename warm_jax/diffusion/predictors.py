@@ -10,8 +10,8 @@ from warm_jax.diffusion.process import Predict, Prediction, Process
 def guide(strong: Predict, weak: Predict, weight: float) -> Predict:
     """weak + weight · (strong - weak), in both heads: weight 1 is `strong`, more moves away from what `weak` says.
 
-    Classifier-free guidance (Ho and Salimans 2022) where `weak` is the same model told no class; autoguidance (Karras et
-    al. 2024) where it is a worse model told the same. Two evaluations of a network for each one of a sampler.
+    Classifier-free guidance (Ho and Salimans 2022) where `weak` is the same model told no class; autoguidance (Karras
+    et al. 2024) where it is a worse model told the same. Two evaluations of a network for each one of a sampler.
     """
     if weight == 1:
         return strong

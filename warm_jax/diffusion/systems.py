@@ -162,7 +162,9 @@ def mean_colours(image_shape: tuple[int, int, int], low: Float[np.ndarray, "n k 
     height, width, channels = image_shape
     colours = np.asarray(low[:, 0, 0], np.float64) / np.sqrt(height * width)  # dct2 is orthonormal
     mean = colours.mean(0).astype(np.float32)
-    covariance = np.cov(colours, rowvar=False).reshape(channels, channels) if len(colours) > 1 else np.zeros((channels,) * 2)
+    covariance = (
+        np.cov(colours, rowvar=False).reshape(channels, channels) if len(colours) > 1 else np.zeros((channels,) * 2)
+    )
     values, vectors = np.linalg.eigh(covariance)
     root = (vectors * np.sqrt(np.maximum(values, 0))).astype(np.float32)
 

@@ -8,7 +8,7 @@ What a network is asked for is a choice, and each choice a function here (`CHOIC
 
 | | heads | D̂ | R̂ | λ | for |
 |---|---|---|---|---|---|
-| `edm` | D, R | c_skip x + c_out F_D | c_out F_R | 1 / c_out² | EDM's family; the paper's two heads |
+| `edm` | D, R | c_skip x + c_out F_D | c_out F_R | 1 / c_out² | all with noise; the paper's two heads |
 | `spectral` | D, R | Wiener + c_D F_D | Wiener + c_R F_R | 1 / c_D² | hot, warm |
 | `clean` | x0 | B_α x̂0, x̂0 = c_skip x + c_out F | x̂0 - D̂ | 1 / c_out² | warm: x0 directly, split by blurring it |
 | `clean_residual` | x0, R | x̂0 - R̂ | c_out F_R | 1 / c_out² | warm |
@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from warm_jax.diffusion import dct
+from warm_jax.diffusion import dct, loss
 from warm_jax.diffusion.bnr import Power
 from warm_jax.diffusion.process import Prediction, Process
 
@@ -43,6 +43,7 @@ class Preconditioning:
       weight: t `[b]` -> λ `[b]`, the loss's weight for both targets.
       combine: (x, t, a raw output `[b, h, w, c]` for each head) -> Prediction.
       conditions: t `[b]` -> the one or two numbers `[b]` that tell the network its level.
+      errors: What is counted as an error in training, one of `diffusion/loss.py`.
     """
 
     heads: int
@@ -50,6 +51,7 @@ class Preconditioning:
     weight: Callable[[Array], Array]
     combine: Callable[..., Prediction]
     conditions: Callable[[Array], tuple[Array, ...]]
+    errors: Callable[..., loss.Errors] = loss.squared
 
 
 def _images(level: Float[Array, " b"]) -> Float[Array, "b 1 1 1"]:
@@ -62,10 +64,10 @@ def _blur_condition(process: Process, t: Array) -> Array:
 
 
 def _noise_and_blur(process: Process) -> Callable[[Array], tuple[Array, ...]]:
-    """EDM's c_noise = ln(s) / 4 and, where the process blurs, the blur."""
+    """EDM's c_noise = ln(s / a_0) / 4 and, where the process blurs, the blur."""
 
     def conditions(t: Array) -> tuple[Array, ...]:
-        c_noise = jnp.log(process.noise(t)) / 4
+        c_noise = process.log_noise_to_signal(t) / 4
         return (c_noise, _blur_condition(process, t)) if process.blurs else (c_noise,)
 
     return conditions
@@ -73,7 +75,11 @@ def _noise_and_blur(process: Process) -> Callable[[Array], tuple[Array, ...]]:
 
 @dataclasses.dataclass(frozen=True)
 class _Edm:
-    """EDM's coefficients (Karras et al. 2022, table 1)."""
+    """EDM's coefficients (Karras et al. 2022, table 1), for any scale of the process.
+
+    Where the mean colour is scaled by a_0 ≠ 1, y = x / a_0 is a state with noise σ = s / a_0 of the images a x0 / a_0;
+    without a scale, y = x and σ = β.
+    """
 
     process: Process
     sigma_data: float
@@ -82,22 +88,29 @@ class _Edm:
         if not 0 < self.sigma_data < float("inf"):
             raise ValueError(f"sigma_data must be finite and above 0, not {self.sigma_data}; EDM uses 0.5")
 
+    def scale(self, t: Array) -> Array:
+        """a_0."""
+        return self.process.attenuation(t)[:, 0, 0, 0]
+
+    def sigma(self, t: Array) -> Array:
+        return self.process.noise(t) / self.scale(t)
+
     def total(self, t: Array) -> Array:
-        return jnp.square(self.process.noise(t)) + self.sigma_data**2
+        return jnp.square(self.sigma(t)) + self.sigma_data**2
 
     def skip(self, x: Array, t: Array) -> Array:
-        """c_skip x."""
-        return _images(self.sigma_data**2 / self.total(t)) * x
+        """c_skip y."""
+        return _images(self.sigma_data**2 / self.total(t) / self.scale(t)) * x
 
     def out(self, raw: Array, t: Array) -> Array:
         """c_out F."""
-        return _images(self.process.noise(t) * self.sigma_data / jnp.sqrt(self.total(t))) * raw
+        return _images(self.sigma(t) * self.sigma_data / jnp.sqrt(self.total(t))) * raw
 
     def around(self, heads: int, combine: Callable[..., Prediction]) -> Preconditioning:
         return Preconditioning(
             heads=heads,
-            scale=lambda t: jax.lax.rsqrt(self.total(t)),
-            weight=lambda t: self.total(t) / jnp.square(self.process.noise(t) * self.sigma_data),
+            scale=lambda t: jax.lax.rsqrt(self.total(t)) / self.scale(t),
+            weight=lambda t: self.total(t) / jnp.square(self.sigma(t) * self.sigma_data),
             combine=combine,
             conditions=_noise_and_blur(self.process),
         )
@@ -107,13 +120,16 @@ def edm(process: Process, sigma_data: float = 0.5) -> Preconditioning:
     """EDM's coefficients for both heads, the paper's choice; `sigma_data` > 0 is the data's std.
 
     D̂ = c_skip x + c_out F_D,  R̂ = c_out F_R,  λ = 1 / c_out², with c_skip = σ_d² / (β² + σ_d²),
-    c_out = β σ_d / √(β² + σ_d²), c_in = 1 / √(β² + σ_d²).
+    c_out = β σ_d / √(β² + σ_d²), c_in = 1 / √(β² + σ_d²). Of a scaled process these are the heads of y = x / a_0: what
+    they give is D̂ / a_0 and x̂0 - D̂ / a_0.
     """
     c = _Edm(process, sigma_data)
 
     def combine(x: Array, t: Array, raw_blurred: Array, raw_residual: Array | None = None) -> Prediction:
-        blurred = c.skip(x, t) + c.out(raw_blurred, t)
-        return Prediction(blurred, jnp.zeros_like(x) if raw_residual is None else c.out(raw_residual, t))
+        unscaled = c.skip(x, t) + c.out(raw_blurred, t)
+        residual = jnp.zeros_like(x) if raw_residual is None else c.out(raw_residual, t)
+        blurred = _images(c.scale(t)) * unscaled
+        return Prediction(blurred, residual + (unscaled - blurred))
 
     return c.around(2 if process.blurs else 1, combine)
 
@@ -175,10 +191,13 @@ def noise(process: Process) -> Preconditioning:
         weight=lambda t: 1 / jnp.square(process.noise(t)),
         combine=combine,
         conditions=lambda t: (process.log_noise_to_signal(t) / 4,),
+        errors=loss.squared_blurred,
     )
 
 
-def _by_blur(process: Process, combine: Callable[..., Prediction]) -> Preconditioning:
+def _by_blur(
+    process: Process, combine: Callable[..., Prediction], errors: Callable[..., loss.Errors]
+) -> Preconditioning:
     """Levels told by their blur, and nothing scaled or weighted."""
     return Preconditioning(
         heads=1,
@@ -186,22 +205,23 @@ def _by_blur(process: Process, combine: Callable[..., Prediction]) -> Preconditi
         weight=jnp.ones_like,
         combine=combine,
         conditions=lambda t: (_blur_condition(process, t),),
+        errors=errors,
     )
 
 
 def one_step(process: Process) -> Preconditioning:
     """One head for the step from x to the mean of the next less blurred image, D̂ = x + F. It says nothing of R."""
-    return _by_blur(process, lambda x, t, raw: Prediction(x + raw, jnp.zeros_like(x)))
+    return _by_blur(process, lambda x, t, raw: Prediction(x + raw, jnp.zeros_like(x)), loss.squared_blurred)
 
 
 def direct(process: Process) -> Preconditioning:
-    """One head for x0 itself; its blur is D̂."""
+    """One head for x0 itself, absolute error; its blur is D̂."""
 
     def combine(x: Array, t: Array, raw: Array) -> Prediction:
         blurred = process.attenuate(raw, t)
         return Prediction(blurred, raw - blurred)
 
-    return _by_blur(process, combine)
+    return _by_blur(process, combine, loss.absolute_clean)
 
 
 def spectral(process: Process, power: Power) -> Preconditioning:

@@ -1,0 +1,245 @@
+"""All systems beside each other: the same network, images and budget, one table and one picture.
+
+Every system is trained in a workdir of its own, sampled by its native solver and, where its mathematics allows, by
+Heun's on the same number of steps, and scored. What is done is a line of `compare.jsonl`, so a comparison that was cut
+off goes on; the table and the picture are written anew with each line.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from warm_jax import evaluate, experiment, generate, log, pictures, preemption, reference, train, workdirs
+from warm_jax.diffusion import sampler
+
+_FACTS = ("system", "seed", "solver", "steps", "nfe", "training_seconds", "seconds_per_image", "numbers", "extractor")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One training of one system, and the ways in which it is sampled."""
+
+    system: str
+    seed: int
+    config: ConfigDict
+    samplings: tuple[tuple[str, int], ...]  # solver, steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What `prepare` checked and `compare` needs."""
+
+    jobs: tuple[Job, ...]
+    workdir: pathlib.Path
+    refusals: dict[str, str]
+
+
+def _samplings(config: ConfigDict) -> tuple[tuple[tuple[str, int], ...], str]:
+    """The native sampling and, where it is another and can be, Heun's on `compare.steps`; or why it cannot be."""
+    native, common = (config.sample.solver, config.sample.steps), ("heun", config.compare.steps)
+    try:
+        sampler.check_solver("heun", experiment.build(config).sampled)
+    except ValueError as error:
+        return (native,), str(error)
+    return (native,) if native == common else (native, common), ""
+
+
+def prepare(make: Callable[[str], ConfigDict], workdir: pathlib.Path) -> Run:
+    """Checks every config before the first is trained. ValueError or OSError for bad input.
+
+    `make` gives the config of a system, with whatever was overridden on the command line.
+    """
+    settings = make("warm").compare
+    if not settings.systems:
+        raise ValueError("compare.systems names nothing; give some of the names that --config takes after its colon")
+    for key, least in (("repeats", 1), ("steps", 1), ("shown", 1)):
+        if settings[key] < least:
+            raise ValueError(f"compare.{key} is {settings[key]}; it must be at least {least}")
+    first, again, refusals = [], [], {}
+    for system in settings.systems:
+        config = make(system)
+        experiment.build(config)
+        samplings, refusals[system] = _samplings(config)
+        reference.check_images(config, reference.load_extractor(config))
+        for number in range(settings.repeats if system in settings.repeated else 1):
+            seeded = make(system)
+            seeded.seed += number
+            with seeded.unlocked():
+                seeded.eval.reference = seeded.eval.reference or str(workdir / "reference.npz")
+            (again if number else first).append(Job(system, number, seeded, samplings))
+    workdirs.check_writable(workdir)
+    jobs = (*first, *sorted(again, key=lambda job: job.seed))
+    train.prepare(jobs[0].config, _workdir(workdir, jobs[0]))  # the images are there
+    return Run(jobs, workdir, refusals)
+
+
+def _workdir(workdir: pathlib.Path, job: Job) -> pathlib.Path:
+    return workdir / f"{job.system}-{job.seed}"
+
+
+def _key(config: ConfigDict) -> str:
+    """A hash of all that a row depends on; rows of other settings are not counted."""
+    parts = config.to_dict()
+    parts.pop("compare")
+    parts["eval"].pop("reference")
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()[:12]
+
+
+def _sampled(job: Job, solver: str, steps: int) -> ConfigDict:
+    config = job.config.copy_and_resolve_references()
+    config.sample.solver, config.sample.steps = solver, steps
+    return config
+
+
+def _rows(run: Run) -> list[dict]:
+    """The finished rows of this comparison, in the order of its jobs."""
+    path = run.workdir / "compare.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    try:
+        found = {row["key"]: row for row in map(json.loads, lines)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); remove its last line, and what is lost is made again"
+        ) from error
+    keys = [_key(_sampled(job, *sampling)) for job in run.jobs for sampling in job.samplings]
+    return [found[key] for key in keys if key in found]
+
+
+def _append(path: pathlib.Path, row: dict) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+# ── One job ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _train(run: Run, job: Job) -> float | None:
+    """Trains to the end; all seconds that it took, compilation included, or None where a signal came first."""
+    workdir, spent = _workdir(run.workdir, job), _workdir(run.workdir, job) / "seconds.jsonl"
+    steps = generate.checkpoint_steps(workdir)
+    if not steps or steps[0] < job.config.train.steps:
+        started = time.perf_counter()
+        status = train.train(train.prepare(job.config, workdir), final_grid=False)
+        _append(spent, {"seconds": time.perf_counter() - started})
+        if status:
+            return None
+    return sum(json.loads(line)["seconds"] for line in spent.read_text().splitlines()) if spent.exists() else 0.0
+
+
+def _score(run: Run, job: Job, solver: str, steps: int, seconds: float) -> dict | None:
+    """Samples and scores one way; its row, or None where a signal came first."""
+    config, workdir = _sampled(job, solver, steps), _workdir(run.workdir, job)
+    judging = evaluate.prepare(config, workdir, "", -1, "once", watch=False)
+    if evaluate.evaluate(judging):
+        return None
+    result = json.loads((workdir / "results.jsonl").read_text().splitlines()[-1])
+    shown = evaluate.first_images(judging, config.compare.shown)
+    folder = run.workdir / "shown"
+    folder.mkdir(exist_ok=True)
+    row = {"key": _key(config), "training_seconds": seconds, **result, "system": job.system, "seed": job.seed}
+    np.save(folder / f"{row['key']}.npy", shown)
+    return row
+
+
+def _remaining(run: Run) -> Iterator[tuple[Job, list[tuple[str, int]]]]:
+    done = {row["key"] for row in _rows(run)}
+    for job in run.jobs:
+        todo = [sampling for sampling in job.samplings if _key(_sampled(job, *sampling)) not in done]
+        if todo:
+            yield job, todo
+
+
+@preemption.noted()
+def compare(run: Run) -> int:
+    """Trains, samples and scores what is not done yet. Returns the exit status."""
+    started, failed = time.perf_counter(), []
+    log.say(f"{len(run.jobs)} trainings, {sum(len(job.samplings) for job in run.jobs)} rows; {run.workdir}")
+    _measure_reference(run)
+    for job, todo in _remaining(run):
+        log.say(f"── {job.system}, seed {job.seed} ──")
+        try:
+            seconds = _train(run, job)
+            for sampling in todo if seconds is not None else ():
+                row = _score(run, job, *sampling, seconds)
+                if row is not None:
+                    _append(run.workdir / "compare.jsonl", row)
+                    _report(run)
+        except FloatingPointError as error:  # one that diverged must not take the others with it
+            failed.append(f"{job.system}, seed {job.seed}: {error}")
+            log.say(f"failed: {failed[-1]}")
+        if preemption.requested():
+            log.say(f"{preemption.requested()}: what is done is kept; the same command goes on from there")
+            return preemption.EXIT_AGAIN
+    log.say(_report(run))
+    log.say(f"compare.md, compare.png, compare.jsonl in {run.workdir}; {time.perf_counter() - started:.0f} s")
+    for line in failed:
+        log.say(f"failed: {line}")
+    return 1 if failed else 0
+
+
+def _measure_reference(run: Run) -> None:
+    """The statistics that all are compared with, once."""
+    config = run.jobs[0].config
+    path = pathlib.Path(config.eval.reference)
+    if path == run.workdir / "reference.npz" and not path.exists():
+        source = reference.open_images(config, config.data.source, "name another with data.source")
+        reference.save(path, reference.measure(config, source, reference.load_extractor(config)))
+
+
+# ── Table and picture ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _groups(run: Run) -> list[list[dict]]:
+    """Rows that differ only in their seed, together."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in _rows(run):
+        groups.setdefault((row["system"], row["solver"], row["steps"]), []).append(row)
+    order = list(dict.fromkeys(job.system for job in run.jobs))
+    return sorted(groups.values(), key=lambda rows: (order.index(rows[0]["system"]), rows[0]["solver"] == "heun"))
+
+
+def _mean(values: list[float]) -> str:
+    spread = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
+    return f"{np.mean(values):.4g}{spread}"
+
+
+def table(run: Run) -> str:
+    """The comparison as a Markdown table; of several seeds mean ± standard deviation."""
+    groups = _groups(run)
+    if not groups:
+        return "nothing is finished yet"
+    count = groups[0][0]["count"]
+    suffix = f"_{count // 1000}k" if count % 1000 == 0 else f"_{count}"
+    scores = [name for name in groups[0][0] if name.endswith(suffix)]
+    head = ["system", "solver", "NFE", "seeds", *scores, "training, s", "sampling, ms an image"]
+    lines = [head, ["---"] * len(head)]
+    for rows in groups:
+        columns = [[row[name] for row in rows] for name in (*scores, "training_seconds")]
+        speed = [1000 * row["seconds_per_image"] for row in rows if "seconds_per_image" in row]
+        lines.append(
+            [rows[0]["system"], rows[0]["solver"], str(rows[0]["nfe"]), str(len(rows))]
+            + [_mean(values) for values in columns[:-1]]
+            + [f"{np.mean(columns[-1]):.0f}", f"{np.mean(speed):.1f}" if speed else "–"]
+        )
+    notes = [f"\n{system}, Heun: {why}" for system, why in run.refusals.items() if why]
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), *notes])
+
+
+def _report(run: Run) -> str:
+    """Writes the table and the picture of what is finished, and returns the table."""
+    text = table(run)
+    workdirs.write_atomically(run.workdir / "compare.md", f"{text}\n".encode())
+    rows = []
+    for group in _groups(run):
+        path = run.workdir / "shown" / f"{group[0]['key']}.npy"
+        if path.exists():
+            rows.append((f"{group[0]['system']}, {group[0]['solver']}, NFE {group[0]['nfe']}", np.load(path)))
+    if rows:
+        pictures.save_png(run.workdir / "compare.png", pictures.labelled_rows(rows))
+    return text
