@@ -1,5 +1,7 @@
 """Preconditioning against EDM's equations in numpy, and unit variance of what the network is asked for."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -32,7 +34,7 @@ class Network(nn.Module):
 def test_no_blur_is_edm(key):
     """Karras et al. 2022, table 1 and equation 8, transcribed in float64."""
     p = process.hot(SHAPE)
-    model = denoiser.Denoiser(Network(1), p, denoiser.edm(p))
+    model = denoiser.Denoiser(Network(1), p, denoiser.edm)
     params = model.init(key)
     x = np.random.RandomState(0).randn(5, *SHAPE) * (1 + np.asarray(T))[:, None, None, None]
     prediction = model.predict(params, jnp.asarray(x, jnp.float32), T)
@@ -48,7 +50,7 @@ def test_no_blur_is_edm(key):
 
 def test_blur_reaches_the_network_and_the_second_head(key):
     p = process.warm(SHAPE, bnr.constant(0.5))
-    model = denoiser.Denoiser(Network(2), p, denoiser.edm(p, 0.25))
+    model = denoiser.Denoiser(Network(2), p, functools.partial(denoiser.edm, sigma_data=0.25))
     x = jnp.ones((5, *SHAPE))
     residual = model.predict(model.init(key), x, T).residual
     t = np.asarray(T, np.float64)[:, None, None, None]
@@ -83,7 +85,7 @@ def test_spectral_with_a_flat_spectrum_and_no_blur_is_edm(key):
     p = process.hot(SHAPE)
     x, raw = jax.random.normal(key, (5, *SHAPE)), jax.random.normal(jax.random.key(1), (5, *SHAPE))
     ours, edm = denoiser.spectral(p, np.full((8, 12), 0.25)), denoiser.edm(p)
-    np.testing.assert_allclose(ours.combine(x, T, raw, None).blurred, edm.combine(x, T, raw, None).blurred, atol=1e-5)
+    np.testing.assert_allclose(ours.combine(x, T, raw).blurred, edm.combine(x, T, raw).blurred, atol=1e-5)
     np.testing.assert_allclose(ours.scale(T), edm.scale(T), rtol=1e-5)
     np.testing.assert_allclose(ours.weight(T), edm.weight(T), rtol=1e-5)
 

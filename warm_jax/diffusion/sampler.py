@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key
 
 from warm_jax.diffusion import dct
 from warm_jax.diffusion.process import Predict, Process
@@ -216,7 +216,7 @@ def sample(
     levels: Float[np.ndarray, " m"] | Float[Array, " m"],
     *,
     solver: str = "heun",
-    keys: PRNGKeyArray | None = None,
+    keys: Key[Array, " n"] | None = None,
     churn: Churn = Churn(),  # noqa: B008
     trajectory: bool = False,
 ) -> tuple[Float[Array, "b h w c"], Record]:

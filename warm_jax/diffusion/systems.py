@@ -27,7 +27,7 @@ Start = Callable[[PRNGKeyArray, tuple[int, ...]], Array]
 NOTHING_LEFT = 1e-5  # of a frequency: below it a start keeps nothing
 
 
-def _require(least: float, **values: float) -> None:
+def _require(least: int, **values: int | float) -> None:
     for name, value in values.items():
         if not least <= value < float("inf"):
             raise ValueError(f"{name} must be finite and at least {least:g}, not {value}")
@@ -250,9 +250,9 @@ def cold_blurs(stds: np.ndarray, size: int) -> np.ndarray:
 
 
 def cold_kernels(kind: str, steps: int) -> np.ndarray:
-    """The std of kernel i = 1, …, `steps`: "linear" 0.35 + i/100 (CIFAR-10), "exponential" e^(0.01 i) (128²)."""
+    """The std of kernel i = 0, …, `steps` - 1: "linear" 0.35 + i/100 (CIFAR-10), "exponential" e^(0.01 i) (128²)."""
     _require(1, steps=steps)
-    i = np.arange(1, steps + 1)
+    i = np.arange(steps)
     kinds = {"linear": 0.35 + i / 100, "exponential": np.exp(0.01 * i)}
     if kind not in kinds:
         raise ValueError(f"unknown kernels {kind!r} of cold diffusion; choose one of {', '.join(kinds)}")
