@@ -1,16 +1,16 @@
 """What tells one system's config from another's, for every data set: process, sampler, published recipe.
 
-    --config=configs/cifar10.py:NAME      NAME one of
+--config=configs/cifar10.py:NAME      NAME one of
 
-    warm            blur and noise at a constant blur-to-noise ratio: the paper's, and the default
-    amortised       warm with a ratio drawn for each image; sampled at any --config.sample.bnr
-    hot             noise alone: EDM
-    pfgmpp          EDM with heavy-tailed noise: PFGM++
-    ddpm            denoising diffusion
-    blurring        blurring diffusion
-    blurring_heads  the same with the warm paper's two heads in place of ε (ours)
-    ihdm            inverse heat dissipation
-    cold            cold diffusion: blur alone
+warm            blur and noise at a constant blur-to-noise ratio: the paper's, and the default
+amortised       warm with a ratio drawn for each image; sampled at any --config.sample.bnr
+hot             noise alone: EDM
+pfgmpp          EDM with heavy-tailed noise: PFGM++
+ddpm            denoising diffusion
+blurring        blurring diffusion
+blurring_heads  the same with the warm paper's two heads in place of ε (ours)
+ihdm            inverse heat dissipation
+cold            cold diffusion: blur alone
 """
 
 from ml_collections import ConfigDict, config_dict

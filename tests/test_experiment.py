@@ -7,7 +7,7 @@ import pytest
 from tiny import config
 
 from warm_jax import experiment, family, pictures
-from warm_jax.diffusion import loss
+from warm_jax.diffusion import bnr, loss
 
 
 def build(**changes):
@@ -90,3 +90,45 @@ def test_a_grid_has_each_image_in_its_place(tmp_path):
 def test_key_of_a_seed_does_not_depend_on_the_backend_or_the_process():
     """Threefry is specified bit by bit (Salmon et al. 2011): these words are the same everywhere."""
     assert jax.random.key_data(jax.random.key(7)).tolist() == [0, 7]
+
+
+@pytest.mark.parametrize(
+    ("system", "changes", "message"),
+    [
+        ("pfgmpp", {"process__augmented_dims": 0.0}, r"augmented_dims is 0.0; it must be from 0.001"),
+        ("pfgmpp", {"sample__solver": "stochastic"}, "its noise is not Gaussian.*choose heun or euler or multistep"),
+        ("ihdm", {"process__steps": 0}, "process.steps is 0; it must be from 1"),
+        ("ihdm", {"sample__solver": "heun"}, "neither ε nor x0; choose perturb"),
+        ("ihdm", {"sample__steps": 3}, "it takes 4 steps, not 3"),
+        ("ihdm", {"process__start": "zeros"}, "choose one of images, colours"),
+        ("cold", {"sample__solver": "ancestral"}, "no score; choose euler or heun"),
+        ("cold", {"sample__steps": 301}, "has 300 levels"),
+        ("cold", {"process__kernels": "box"}, "choose one of linear, exponential"),
+        ("ddpm", {"process__schedule": "sine"}, "choose one of linear, cosine"),
+        ("ddpm", {"model__preconditioning": "clean"}, "for ddpm choose one of noise, edm"),
+        ("blurring", {"process__d_min": 0.0}, "process.d_min is 0.0"),
+        ("amortised", {"process__bnr": 1.0}, "amortised draws it for each image"),
+        ("amortised", {"sample__bnr": 20.0}, "trained from 0.05 to 10.0, and at 0"),
+        ("amortised", {"sample__bnr": 0.0, "process__bnr_zero": 0.0}, "never saw it"),
+        ("warm", {"process__schedule": "sine"}, "choose one of constant, information_budget"),
+        ("warm", {"sample__schedule": "information_budget"}, "only an amortised model"),
+        ("warm", {"sample__bnr": 1.0}, "was trained at BNR 0.5 and knows no other"),
+        ("cold", {"process__bnr": 0.5}, "cold has none"),
+    ],
+)
+def test_what_a_system_cannot_do_is_refused_with_the_choices(system, changes, message):
+    with pytest.raises(ValueError, match=message):
+        experiment.build(config(system, **changes))
+
+
+def test_an_amortised_model_is_sampled_at_the_bnr_that_is_asked_for():
+    t = jnp.asarray([2.0])
+    for asked, alpha in ((None, 1.0), (0.0, 0.0), (3.0, 6.0)):
+        exp = experiment.build(config("amortised", sample__bnr=asked))
+        np.testing.assert_allclose(exp.sampled.blur(t), [alpha], rtol=1e-6)
+        np.testing.assert_allclose(exp.to_sample.preconditioning.conditions(t)[1], np.log1p(alpha / 0.01) / 4 + 0 * t)
+    budget = experiment.build(
+        config("amortised", sample__schedule="information_budget"), family.Measured(np.ones((28, 28)))
+    )
+    lost = bnr.information_lost(np.ones((28, 28)), budget.sampled.blur(t), t)
+    np.testing.assert_allclose(lost, 0.05, rtol=1e-3)

@@ -299,7 +299,7 @@ def test_a_named_checkpoint_and_settings_of_its_own(workdir, tmp_path, capsys):
         ({"process__bnr": 1.0}, r"process.bnr was 0.5 and is now 1.0"),
         ({"model__channels": 16}, r"model.channels was 8 and is now 16"),
         ({"sample__class_label": 10}, r"sample.class_label is 10; it must be 0 to 9"),
-        ({"sample__solver": "rk4"}, r"unknown solver 'rk4'; choose one of euler, heun, multistep"),
+        ({"sample__solver": "rk4"}, r"unknown solver 'rk4'; choose one of heun, euler, multistep"),
         ({"sample__steps": 0}, r"sample.steps is 0; it must be from 1 to 10,000"),
         ({"step": 4}, r"no checkpoint of step 4 in .*; there are \[3, 6\]"),
     ],

@@ -170,7 +170,7 @@ def measure(config: ConfigDict, source: Source, most: int = 10_000) -> family.Me
     exp = build(config)
     alpha = float(exp.process.blur(jnp.asarray(exp.process.highest)))
     low = [
-        systems.low_frequencies(pictures.from_uint8(source.read(part)[0]), alpha)
+        systems.low_frequencies(pictures.from_uint8(jnp.asarray(source.read(part)[0])), alpha)
         for part in _parts(source, family.START_IMAGES)
     ]
     return family.Measured(mean, np.concatenate(low))

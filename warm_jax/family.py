@@ -41,7 +41,7 @@ def _levels(settings: ConfigDict) -> dict[str, float]:
     return {name: settings[name] for name in ("beta_min", "beta_max", "rho", "P_mean", "P_std")}
 
 
-def _schedule(settings: ConfigDict, name: str, ratio: float, measured: Measured) -> bnr.Schedule:
+def _schedule(settings: ConfigDict, name: str, ratio: float | str | None, measured: Measured) -> bnr.Schedule:
     """A BNR schedule by name; ValueError with the choices."""
     schedules = {
         "constant": lambda: bnr.constant(ratio),

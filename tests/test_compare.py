@@ -1,0 +1,68 @@
+"""The comparison: which rows there are, that it goes on where it was, and what its table says."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from warm_jax import compare, experiment, preemption
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Systems by name with the stand-in network, which compiles in a second."""
+    build = experiment.build
+
+    def with_stand_in(config, measured=None):
+        exp = build(config, measured)
+        return tiny.with_network(exp, tiny.Linear(heads=exp.model.preconditioning.heads))
+
+    monkeypatch.setattr(experiment, "build", with_stand_in)
+
+    def make(system, **changes):
+        settings = {"train__steps": 2, "train__checkpoint_every": 2, "eval__count": 20, "eval__metrics": ("fd", "lsd")}
+        settings |= {"compare__systems": ("warm", "ihdm"), "compare__repeated": ("warm",), "train__sample_every": 0}
+        return tiny.config(system, **(settings | changes)).lock()
+
+    return make
+
+
+def test_a_comparison_from_start_to_end(small, tmp_path, monkeypatch, capsys):
+    """One seed of ihdm and two of warm; a signal after the first row; then the rest, and what is done is not redone."""
+    run = compare.prepare(small, tmp_path)
+    assert [(job.system, job.seed) for job in run.jobs] == [("warm", 0), ("ihdm", 0), ("warm", 1)]
+    assert [job.config.seed for job in run.jobs] == [0, 0, 1]
+    lines = tmp_path / "compare.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(preemption, "requested", lambda: "SIGTERM" if lines.exists() else "")
+        assert compare.compare(run) == preemption.EXIT_AGAIN
+    first = lines.read_text()
+    assert len(first.splitlines()) == 1 and (tmp_path / "warm-0" / "checkpoints" / "2").exists()
+    assert compare.compare(compare.prepare(small, tmp_path)) == 0
+    rows = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert lines.read_text().startswith(first) and len(rows) == 3
+    assert [(row["system"], row["seed"], row["solver"], row["nfe"]) for row in rows] == [
+        *(("warm", 0, "heun", 7), ("ihdm", 0, "perturb", 4), ("warm", 1, "heun", 7)),
+    ]
+    warm = [row["fd_fashion_cnn_20"] for row in rows if row["system"] == "warm"]
+    cells = (tmp_path / "compare.md").read_text().splitlines()[2].split(" | ")
+    assert cells[:4] == ["| warm", "heun", "7", "2"]
+    assert cells[4] == f"{sum(warm) / 2:.4g} ± {abs(warm[0] - warm[1]) / np.sqrt(2):.2g}"  # std of two, n - 1
+    assert "ihdm, Heun: " in (tmp_path / "compare.md").read_text()
+    width, height = Image.open(tmp_path / "compare.png").size
+    assert width > 10 * 58 and height > 2 * 56
+    capsys.readouterr()
+    assert compare.compare(compare.prepare(small, tmp_path)) == 0
+    assert "── " not in capsys.readouterr().out and len(lines.read_text().splitlines()) == 3
+    other = compare.prepare(lambda system: small(system, sample__steps=5, compare__systems=("warm",)), tmp_path)
+    assert compare.table(other) == "nothing is finished yet"  # rows of other settings do not count
+
+
+def test_a_system_that_cannot_run_is_known_before_the_first_is_trained(small, tmp_path):
+    with pytest.raises(ValueError, match="there is no system 'lukewarm'; choose one of warm"):
+        compare.prepare(lambda system: small(system, compare__systems=("warm", "lukewarm")), tmp_path)
+    with pytest.raises(ValueError, match="compare.shown is 0; it must be at least 1"):
+        compare.prepare(lambda system: small(system, compare__shown=0), tmp_path)
+    assert not list(tmp_path.iterdir())
