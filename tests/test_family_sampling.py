@@ -436,10 +436,10 @@ def test_no_churn_is_heun(key):
     p = ALL["warm"]
     x, keys = p.prior(key, (2, *SHAPE)), jax.random.split(key, 2)
     predict = oracle.gaussian(p, POWER)
-    heun = jax.jit(lambda x: sampler.sample(predict, p, x, p.levels(9))[0])(x)
+    heun = quick(lambda x: sampler.sample(predict, p, x, p.levels(9))[0])(x)
     for churn in (sampler.Churn(S_churn=0.0), sampler.Churn(S_churn=9.0, S_min=90.0)):
         settings = {"solver": "stochastic", "keys": keys, "churn": churn}
-        ours = jax.jit(lambda x, settings=settings: sampler.sample(predict, p, x, p.levels(9), **settings)[0])(x)
+        ours = quick(lambda x, settings=settings: sampler.sample(predict, p, x, p.levels(9), **settings)[0])(x)
         np.testing.assert_allclose(ours, heun, rtol=2e-6, atol=2e-7)
 
 
@@ -449,7 +449,7 @@ def test_randomness_belongs_to_the_image_not_the_batch(key, solver):
     p = ALL["warm"]
     x, keys = p.prior(key, (3, *SHAPE)), jax.random.split(key, 3)
     churn, levels = sampler.Churn(S_churn=3.0), p.levels(7)
-    run = jax.jit(
+    run = quick(
         lambda x, keys: sampler.sample(oracle.gaussian(p, POWER), p, x, levels, solver=solver, keys=keys, churn=churn)[
             0
         ]

@@ -110,16 +110,50 @@ def test_without_blur_a_clean_head_is_edms(name):
     assert around.heads == 1 and len(around.conditions(t)) == 1
 
 
-@pytest.mark.parametrize("name", ["ddpm", "cosine", "blurring"])
-def test_one_head_for_the_noise(name):
-    """λ |D̂ - D|² = |F - ε|², the unweighted loss of both papers; x̂0 = (x - s F) / a recovers x0."""
-    p, t = ALL[name], np.array([0.001, 0.1, 0.5, 1.0])
+def scaled(name):
+    """(t, a at each, s at each as `[4, 1, 1, 1]`) of a variance-preserving system, from its paper."""
+    t = np.array([0.001, 0.1, 0.5, 1.0])
     if name == "blurring":
         a, s = zip(*map(dense.blurring_schedule, t), strict=True)
     else:
         alpha_bar = dense.linear_alpha_bar()[[1, 100, 500, 1000]] if name == "ddpm" else dense.cosine_alpha_bar(t)
         a, s = [np.full((6, 8), np.sqrt(v)) for v in alpha_bar], np.sqrt(1 - alpha_bar)
-    d, s = each(X0, a), np.reshape(s, (4, 1, 1, 1))
+    return t, a, np.reshape(s, (4, 1, 1, 1))
+
+
+@pytest.mark.parametrize("name", ["ddpm", "cosine", "blurring"])
+def test_edms_heads_of_a_scaled_process(name):
+    """y = x / a_0 is EDM's state with noise σ = s / a_0; its targets are D / a_0 and x0 - D / a_0.
+
+    Errors e, f of the heads cost a_0² e² in D̂ and (f + (1 - a_0) e)² in R̂: λ = 1 / c_out² does not undo the scale.
+    """
+    t, a, s = scaled(name)
+    a_0, d = np.array([v[0, 0] for v in a]).reshape(4, 1, 1, 1), each(X0, a)
+    x, sigma = d + s * EPS, s / a_0
+    c_out = sigma * SIGMA_DATA / np.sqrt(sigma**2 + SIGMA_DATA**2)
+    c_skip = SIGMA_DATA**2 / (sigma**2 + SIGMA_DATA**2)
+    raw = [(d / a_0 - c_skip * x / a_0) / c_out, (X0 - d / a_0) / c_out]
+    around = denoiser.edm(ALL[name], SIGMA_DATA)
+    raw = raw[: around.heads]
+    assert around.heads == (2 if name == "blurring" else 1)
+    (blurred, residual), lam, c_in = combined(around, x, t, raw)
+    np.testing.assert_allclose(blurred, d, atol=1e-11)
+    np.testing.assert_allclose(residual, X0 - d, atol=1e-10)
+    np.testing.assert_allclose(lam, 1 / c_out.ravel() ** 2, rtol=1e-9)
+    np.testing.assert_allclose(c_in, np.ravel(1 / np.sqrt(sigma**2 + SIGMA_DATA**2) / a_0), rtol=1e-9)
+    errors = priced(combined(around, x, t, wrong(raw))[0], t, d, X0 - d, lam, loss.squared)
+    e, f = ERRORS if name == "blurring" else (ERRORS[0], 0)
+    np.testing.assert_allclose(errors.blurred, total((a_0 * e) ** 2), rtol=1e-6)
+    np.testing.assert_allclose(errors.residual, total((f + (1 - a_0) * e) ** 2), rtol=1e-6)
+    told = around.conditions(jnp.asarray(t, jnp.float32))[0]
+    np.testing.assert_allclose(told, np.log(sigma.ravel()) / 4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "cosine", "blurring"])
+def test_one_head_for_the_noise(name):
+    """λ |D̂ - D|² = |F - ε|², the unweighted loss of both papers; x̂0 = (x - s F) / a recovers x0."""
+    p, (t, a, s) = ALL[name], scaled(name)
+    d = each(X0, a)
     x = d + s * EPS
     around = denoiser.noise(p)
     (blurred, residual), lam, c_in = combined(around, x, t, [EPS])
