@@ -101,7 +101,7 @@ def test_batch_sizes_and_devices_differ_by_rounding_only():
 def test_noise_is_bitwise_the_same_for_any_batch_and_devices(monkeypatch):
     """What the solver is given, of unit variance times the highest level."""
 
-    def give_back(predict, process, x, levels, solver):
+    def give_back(predict, process, x, levels, **settings):
         return x, generate.sampler.Record(jnp.zeros((), jnp.int32), None, None)
 
     monkeypatch.setattr(generate.sampler, "sample", give_back)

@@ -107,6 +107,6 @@ def test_a_guide_of_another_process_is_refused(workdir, tmp_path):
     settings = {"process__bnr": 1.0, "train__steps": 1}
     run = tiny.with_network(train.prepare(tiny.config(**settings), own), tiny.Linear(heads=2))
     assert train.train(run, final_grid=False) == 0
-    with pytest.raises(ValueError, match="process.bnr was 0.5 and is now 1.0"):
+    with pytest.raises(ValueError, match=r"process.bnr was 0.5 and is now 1.0"):
         prepare(own, tmp_path, sample__guidance=2.0, sample__guide=str(workdir), **settings)
     assert workdirs.load_config(workdir, tiny.config()).process.bnr == 0.5

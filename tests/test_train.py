@@ -78,7 +78,7 @@ def example(monkeypatch):
 
 def edm_step(p, example, labels, residual_weight):
     """Loss, its parts by image, and gradients of the linear network, in float64 (Karras et al. 2022, table 1)."""
-    x, t, blurred, residual = (np.float64(part) for part in example)
+    x, t, blurred, residual = (np.float64(part) for part in example[:4])
     s = t[:, None, None, None]
     c_skip, c_out, c_in = 0.25 / (s**2 + 0.25), s * 0.5 / np.sqrt(s**2 + 0.25), 1 / np.sqrt(s**2 + 0.25)
     weight = (s**2 + 0.25) / (s * 0.5) ** 2
