@@ -56,8 +56,10 @@ def test_a_comparison_from_start_to_end(small, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert compare.compare(compare.prepare(small, tmp_path)) == 0
     assert "── " not in capsys.readouterr().out and len(lines.read_text().splitlines()) == 3
-    other = compare.prepare(lambda system: small(system, train__learning_rate=0.5), tmp_path)
-    assert compare.table(other) == "nothing is finished yet"  # rows of other settings do not count
+    with pytest.raises(ValueError, match=r"warm-0: train.learning_rate was 0.003 and is now 0.5"):
+        compare.prepare(lambda system: small(system, train__learning_rate=0.5), tmp_path)  # its weights are others
+    more = compare.prepare(lambda system: small(system, compare__steps=3, eval__count=30), tmp_path)
+    assert compare.table(more) == "nothing is finished yet"  # rows of other settings do not count
 
 
 def test_a_system_that_cannot_run_is_known_before_the_first_is_trained(small, tmp_path):
@@ -65,4 +67,17 @@ def test_a_system_that_cannot_run_is_known_before_the_first_is_trained(small, tm
         compare.prepare(lambda system: small(system, compare__systems=("warm", "lukewarm")), tmp_path)
     with pytest.raises(ValueError, match=r"compare.shown is 0; it must be at least 1"):
         compare.prepare(lambda system: small(system, compare__shown=0), tmp_path)
+    for changes, message in (
+        ({"compare__systems": ("warm", "warm")}, "name each system once"),
+        ({"eval__metrics": ("beauty",)}, "warm: eval.metrics is"),
+        ({"sample__class_label": 99}, "warm: sample.class_label is 99"),
+        ({"sample__guidance": 2.0}, "warm: sample.guidance is 2.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compare.prepare(lambda system, changes=changes: small(system, **changes), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_heun_on_more_steps_than_a_system_has_is_left_out_with_the_reason(small, tmp_path):
+    run = compare.prepare(lambda system: small(system, compare__systems=("cold",), compare__steps=400), tmp_path)
+    assert run.jobs[0].samplings == (("euler", 4),) and "300 levels" in run.refusals["cold"]

@@ -127,8 +127,11 @@ def test_an_amortised_model_is_sampled_at_the_bnr_that_is_asked_for():
         exp = experiment.build(config("amortised", sample__bnr=asked))
         np.testing.assert_allclose(exp.sampled.blur(t), [alpha], rtol=1e-6)
         np.testing.assert_allclose(exp.to_sample.preconditioning.conditions(t)[1], np.log1p(alpha / 0.01) / 4 + 0 * t)
-    budget = experiment.build(
-        config("amortised", sample__schedule="information_budget"), family.Measured(np.ones((28, 28)))
-    )
-    lost = bnr.information_lost(np.ones((28, 28)), budget.sampled.blur(t), t)
-    np.testing.assert_allclose(lost, 0.05, rtol=1e-3)
+    power = 100 / (1 + np.arange(28)[:, None] ** 2 + np.arange(28) ** 2) ** 1.5
+    made = config("amortised", sample__schedule="information_budget")
+    budget = experiment.build(made, family.Measured(power)).sampled
+    levels = jnp.asarray([0.3, 1.0])
+    np.testing.assert_allclose(bnr.information_lost(power, budget.blur(levels), levels), 0.05, rtol=1e-3)
+    high = jnp.asarray([70.0])  # there the budget asks for less than was trained
+    assert bnr.information_budget(power, 0.05)(high) < 0.05 * 70
+    np.testing.assert_allclose(budget.blur(high), [0.05 * 70], rtol=1e-6)

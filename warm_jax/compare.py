@@ -1,8 +1,8 @@
-"""All systems beside each other: the same network, images and budget, one table and one picture.
+"""All systems beside each other, each with its own config of the same images: one table and one picture.
 
-Every system is trained in a workdir of its own, sampled by its native solver and, where its mathematics allows, by
-Heun's on the same number of steps, and scored. What is done is a line of `compare.jsonl`, so a comparison that was cut
-off goes on; the table and the picture are written anew with each line.
+With configs/compare.py network and budget are the same too. Every system is trained in a workdir of its own, sampled by
+its native solver and, where its mathematics allows, by Heun's, and scored. What is done is a line of `compare.jsonl`,
+so a comparison that was cut off goes on; the table and the picture are written anew with each line.
 """
 
 import dataclasses
@@ -17,8 +17,9 @@ from ml_collections import ConfigDict
 
 from warm_jax import evaluate, experiment, generate, log, pictures, preemption, reference, train, workdirs
 from warm_jax.diffusion import sampler
+from warm_jax.metrics import extract
 
-_FACTS = ("system", "seed", "solver", "steps", "nfe", "training_seconds", "seconds_per_image", "numbers", "extractor")
+_OWN_REFERENCE = "reference-"  # of the config's own images, measured here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,9 @@ def _samplings(config: ConfigDict) -> tuple[tuple[tuple[str, int], ...], str]:
     """The native sampling and, where it is another and can be, Heun's on `compare.steps`; or why it cannot be."""
     native, common = (config.sample.solver, config.sample.steps), ("heun", config.compare.steps)
     try:
-        sampler.check_solver("heun", experiment.build(config).sampled)
+        sampled = experiment.build(config).sampled
+        sampler.check_solver("heun", sampled)
+        sampled.levels(config.compare.steps)
     except ValueError as error:
         return (native,), str(error)
     return (native,) if native == common else (native, common), ""
@@ -56,27 +59,45 @@ def prepare(make: Callable[[str], ConfigDict], workdir: pathlib.Path) -> Run:
     `make` gives the config of a system, with whatever was overridden on the command line.
     """
     settings = make("warm").compare
-    if not settings.systems:
-        raise ValueError("compare.systems names nothing; give some of the names that --config takes after its colon")
+    if not settings.systems or len(set(settings.systems)) < len(settings.systems):
+        raise ValueError(
+            f"compare.systems is {tuple(settings.systems)}; name each system once, as --config takes it after its colon"
+        )
     for key, least in (("repeats", 1), ("steps", 1), ("shown", 1)):
         if settings[key] < least:
             raise ValueError(f"compare.{key} is {settings[key]}; it must be at least {least}")
+    extractor = reference.load_extractor(make("warm"))
     first, again, refusals = [], [], {}
     for system in settings.systems:
-        config = make(system)
-        experiment.build(config)
-        samplings, refusals[system] = _samplings(config)
-        reference.check_images(config, reference.load_extractor(config))
+        config, samplings, refusals[system] = _checked(make, system, extractor)
         for number in range(settings.repeats if system in settings.repeated else 1):
-            seeded = make(system)
+            seeded = config.copy_and_resolve_references()
             seeded.seed += number
-            with seeded.unlocked():
-                seeded.eval.reference = seeded.eval.reference or str(workdir / "reference.npz")
             (again if number else first).append(Job(system, number, seeded, samplings))
-    workdirs.check_writable(workdir)
     jobs = (*first, *sorted(again, key=lambda job: job.seed))
-    train.prepare(jobs[0].config, _workdir(workdir, jobs[0]))  # the images are there
+    for job in jobs:
+        if (_workdir(workdir, job) / "config.json").exists():
+            workdirs.check_same(job.config, _workdir(workdir, job), ("seed", "data", "process", "model", "train"))
+    workdirs.check_writable(workdir)
+    source = train.prepare(jobs[0].config, _workdir(workdir, jobs[0])).source  # the images are there
+    digest = hashlib.sha256(f"{source.fingerprint} {extractor.hash}".encode()).hexdigest()[:12]
+    for job in jobs:
+        with job.config.unlocked():
+            job.config.eval.reference = job.config.eval.reference or str(workdir / f"{_OWN_REFERENCE}{digest}.npz")
     return Run(jobs, workdir, refusals)
+
+
+def _checked(make: Callable[[str], ConfigDict], system: str, extractor: extract.Extractor) -> tuple:
+    """The config of a system with everything in it checked, its samplings, and why Heun's is not among them."""
+    try:
+        config = make(system)
+        found = _samplings(config)
+        evaluate.check(config, extractor)
+        for solver, steps in found[0]:
+            generate.check_request(_with_sampling(config, solver, steps))
+    except ValueError as error:
+        raise ValueError(f"{system}: {error}") from error
+    return config, *found
 
 
 def _workdir(workdir: pathlib.Path, job: Job) -> pathlib.Path:
@@ -87,12 +108,13 @@ def _key(config: ConfigDict) -> str:
     """A hash of all that a row depends on; rows of other settings are not counted."""
     parts = config.to_dict()
     parts.pop("compare")
-    parts["eval"].pop("reference")
+    if pathlib.Path(parts["eval"]["reference"]).name.startswith(_OWN_REFERENCE):
+        parts["eval"].pop("reference")
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()[:12]
 
 
-def _sampled(job: Job, solver: str, steps: int) -> ConfigDict:
-    config = job.config.copy_and_resolve_references()
+def _with_sampling(config: ConfigDict, solver: str, steps: int) -> ConfigDict:
+    config = config.copy_and_resolve_references()
     config.sample.solver, config.sample.steps = solver, steps
     return config
 
@@ -107,7 +129,7 @@ def _rows(run: Run) -> list[dict]:
         raise ValueError(
             f"{path} is damaged ({error}); remove its last line, and what is lost is made again"
         ) from error
-    keys = [_key(_sampled(job, *sampling)) for job in run.jobs for sampling in job.samplings]
+    keys = [_key(_with_sampling(job.config, *sampling)) for job in run.jobs for sampling in job.samplings]
     return [found[key] for key in keys if key in found]
 
 
@@ -134,7 +156,7 @@ def _train(run: Run, job: Job) -> float | None:
 
 def _score(run: Run, job: Job, solver: str, steps: int, seconds: float) -> dict | None:
     """Samples and scores one way; its row, or None where a signal came first."""
-    config, workdir = _sampled(job, solver, steps), _workdir(run.workdir, job)
+    config, workdir = _with_sampling(job.config, solver, steps), _workdir(run.workdir, job)
     judging = evaluate.prepare(config, workdir, "", -1, "once", watch=False)
     if evaluate.evaluate(judging):
         return None
@@ -150,7 +172,7 @@ def _score(run: Run, job: Job, solver: str, steps: int, seconds: float) -> dict 
 def _remaining(run: Run) -> Iterator[tuple[Job, list[tuple[str, int]]]]:
     done = {row["key"] for row in _rows(run)}
     for job in run.jobs:
-        todo = [sampling for sampling in job.samplings if _key(_sampled(job, *sampling)) not in done]
+        todo = [sampling for sampling in job.samplings if _key(_with_sampling(job.config, *sampling)) not in done]
         if todo:
             yield job, todo
 
@@ -160,7 +182,11 @@ def compare(run: Run) -> int:
     """Trains, samples and scores what is not done yet. Returns the exit status."""
     started, failed = time.perf_counter(), []
     log.say(f"{len(run.jobs)} trainings, {sum(len(job.samplings) for job in run.jobs)} rows; {run.workdir}")
-    _measure_reference(run)
+    try:
+        _measure_reference(run)
+    except InterruptedError as error:
+        log.say(str(error))
+        return preemption.EXIT_AGAIN
     for job, todo in _remaining(run):
         log.say(f"── {job.system}, seed {job.seed} ──")
         try:
@@ -187,7 +213,7 @@ def _measure_reference(run: Run) -> None:
     """The statistics that all are compared with, once."""
     config = run.jobs[0].config
     path = pathlib.Path(config.eval.reference)
-    if path == run.workdir / "reference.npz" and not path.exists():
+    if path.name.startswith(_OWN_REFERENCE) and not path.exists():
         source = reference.open_images(config, config.data.source, "name another with data.source")
         reference.save(path, reference.measure(config, source, reference.load_extractor(config)))
 
@@ -214,13 +240,11 @@ def table(run: Run) -> str:
     groups = _groups(run)
     if not groups:
         return "nothing is finished yet"
-    count = groups[0][0]["count"]
-    suffix = f"_{count // 1000}k" if count % 1000 == 0 else f"_{count}"
-    scores = [name for name in groups[0][0] if name.endswith(suffix)]
+    scores = [name for name in groups[0][0]["scores"] if not name.endswith("_std")]
     head = ["system", "solver", "NFE", "seeds", *scores, "training, s", "sampling, ms an image"]
     lines = [head, ["---"] * len(head)]
     for rows in groups:
-        columns = [[row[name] for row in rows] for name in (*scores, "training_seconds")]
+        columns = [[row.get(name, np.nan) for row in rows] for name in (*scores, "training_seconds")]
         speed = [1000 * row["seconds_per_image"] for row in rows if "seconds_per_image" in row]
         lines.append(
             [rows[0]["system"], rows[0]["solver"], str(rows[0]["nfe"]), str(len(rows))]

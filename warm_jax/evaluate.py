@@ -93,6 +93,8 @@ class _Images:
             "system": run.config.process.system,
             "bnr": family.sampled_bnr(run.config),
             "guidance": settings.guidance,
+            "preconditioning": run.config.model.preconditioning,
+            "sample": json.loads(json.dumps(settings.to_dict(), default=list)),
         }
         self._label = -1 if settings.class_label is None else settings.class_label
 
@@ -100,13 +102,14 @@ class _Images:
         if self._source is not None:
             yield from reference.chunks(self._source, first, count)
             return
-        size = self._sampler.batch_size
+        size, spent = self._sampler.batch_size, []
         self._sampler.compile(self._weights)
         for start in range(first, first + count, size):
             seeds, began = np.arange(start, min(start + size, first + count)), time.perf_counter()
             samples = self._sampler(self._weights, seeds, np.full(len(seeds), self._label))
             self.facts["nfe"] = samples.nfe
-            self.facts["seconds_per_image"] = (time.perf_counter() - began) / len(seeds)
+            spent.append(time.perf_counter() - began)
+            self.facts["seconds_per_image"] = float(np.mean(spent)) / size  # a batch is padded to its size
             yield samples.images
 
 
@@ -263,6 +266,7 @@ def _one_round(
         said.append(f"{count} of {len(run.images)} images, in their order: of a sorted set that is not a fair part")
     row = {
         **result,
+        "scores": list(result),
         "count": count,
         "numbers": f"{first}-{first + count - 1}",
         **_facts(run, against, images),
@@ -304,7 +308,8 @@ def _all_rounds(run: Run, against: reference.Reference, images: _Images) -> bool
 # ── The programs ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _check(config: ConfigDict, extractor: extract.Extractor) -> None:
+def check(config: ConfigDict, extractor: extract.Extractor) -> None:
+    """Raises ValueError or OSError where the `eval` section asks for what cannot be."""
     settings = config.eval
     least = max([2, *(_LEAST[metric] for metric in settings.metrics if metric in _LEAST)])
     if settings.count < least:
@@ -317,6 +322,8 @@ def _check(config: ConfigDict, extractor: extract.Extractor) -> None:
     if "is" in settings.metrics and extractor.name != frechet.INCEPTION:
         raise ValueError(f"the Inception Score needs eval.extractor=inception, not {extractor.name}")
     reference.check_images(config, extractor)
+    if _is_file(settings.reference) and not pathlib.Path(settings.reference).is_file():
+        raise FileNotFoundError(f"eval.reference {settings.reference} is not there; make it with --mode=stats")
 
 
 def prepare(config: ConfigDict, workdir: pathlib.Path, images: str, step: int, protocol: str, watch: bool) -> Run:
@@ -333,7 +340,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, images: str, step: int, p
         with config.unlocked():
             config.eval.count = PAPER_COUNT
     extractor = reference.load_extractor(config)
-    _check(config, extractor)
+    check(config, extractor)
     source = sampling = None
     if images:
         source = reference.open_images(config, images, "name another with --images")
@@ -354,8 +361,6 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, images: str, step: int, p
         while watch and not generate.checkpoint_steps(workdir) and not preemption.requested():
             _wait(1.0)
         sampling = generate.prepare(config, workdir, "0", str(workdir / "evaluations"), step)
-    if _is_file(config.eval.reference) and not pathlib.Path(config.eval.reference).is_file():
-        raise FileNotFoundError(f"eval.reference {config.eval.reference} is not there; make it with --mode=stats")
     workdirs.check_writable(workdir / "evaluations")
     return Run(config, workdir, extractor, source, sampling, rounds, watch)
 

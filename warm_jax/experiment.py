@@ -210,11 +210,13 @@ def build(config: ConfigDict, measured: family.Measured | None = None) -> Experi
         measured = family.Measured(np.ones(shape[:2]), np.zeros((2, 1, 1, shape[2]), np.float32))
     try:
         kind = system.build(shape, config.process, measured)
-    except AttributeError as error:
+    except (AttributeError, KeyError) as error:
         raise ValueError(f"config.process lacks a key that {config.process.system} needs: {error}") from error
     sampled = family.to_sample(config, kind, measured)
     sampler.check_solver(config.sample.solver, sampled)
     sampled.levels(config.sample.steps)
+    if config.sample.clip and kind.target is not None:
+        raise ValueError(f"sample.clip is True, but {config.process.system} predicts no x0 that could be clipped")
     choose = denoiser.CHOICES[config.model.preconditioning]
 
     def precondition(of: process.Process) -> denoiser.Preconditioning:

@@ -6,6 +6,7 @@ This table is all that tells one system from another: everything else is the sam
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
@@ -169,4 +170,8 @@ def to_sample(config: ConfigDict, trained: Process, measured: Measured) -> Proce
         raise ValueError("sample.bnr is 0; this network was trained with process.bnr_zero = 0 and never saw it")
     if schedule == "information_budget" and wanted is not None:
         raise ValueError(f"sample.bnr is {wanted} and sample.schedule is {schedule}; set one of them")
-    return trained.follow(_schedule(settings, schedule or "constant", sampled_bnr(config), measured))
+    follow = _schedule(settings, schedule or "constant", sampled_bnr(config), measured)
+    if schedule == "information_budget":  # which asks for less and less at high noise: no less than was trained
+        budget = follow
+        follow = lambda beta: jnp.maximum(budget(beta), settings.bnr_min * beta)  # noqa: E731
+    return trained.follow(follow)

@@ -79,8 +79,9 @@ class Sampler:
                 return guide.to_sample.predict(other, x, t, one_hot)
             return exp.to_sample.predict(own, x, t, jnp.zeros_like(one_hot))
 
-        # While training, previews of a run whose `sample.guide` is set are drawn without it.
-        if settings.guidance != 1 and (guide or (one_hot is not None and not settings.guide)):
+        # Previews while training: without `sample.guide`, or classes that were never hidden, there is no guidance.
+        by_class = one_hot is not None and exp.config.data.label_dropout > 0 and not settings.guide
+        if settings.guidance != 1 and (guide or by_class):
             predict, networks = predictors.guide(predict, weak, settings.guidance), 2
         if settings.clip:
             predict = predictors.clip(predict, exp.sampled)
@@ -183,13 +184,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, seeds: str, out: str, ste
     if step != -1 and step not in found:
         raise FileNotFoundError(f"no checkpoint of step {step} in {workdir}; there are {sorted(found)}")
     workdirs.check_same(config, workdir, workdirs.MODEL_KEYS)
-    label, classes = config.sample.class_label, config.data.num_classes
-    if label is not None and not 0 <= label < classes:
-        choices = (
-            f"0 to {classes - 1}, or unset for a random class" if classes else "unset: this network knows no classes"
-        )
-        raise ValueError(f"sample.class_label is {label}; it must be {choices}")
-    guide = _prepare_guide(config)
+    guide = check_request(config)
     measured = _measured(config, workdir)
     target = pathlib.Path(out) if out else workdir / "samples"
     one_file = target.suffix in (".npz", ".png")
@@ -212,6 +207,17 @@ def _measured(config: ConfigDict, workdir: pathlib.Path) -> family.Measured | No
             f"{workdir / 'measured.npz'} is missing; this network needs what was measured of its training images"
         )
     return family.Measured(**stored)
+
+
+def check_request(config: ConfigDict) -> "Run | None":
+    """Raises ValueError or OSError where `sample` asks for what no such network can; the guide, if there is one."""
+    label, classes = config.sample.class_label, config.data.num_classes
+    if label is not None and not 0 <= label < classes:
+        choices = (
+            f"0 to {classes - 1}, or unset for a random class" if classes else "unset: this network knows no classes"
+        )
+        raise ValueError(f"sample.class_label is {label}; it must be {choices}")
+    return _prepare_guide(config)
 
 
 def _prepare_guide(config: ConfigDict) -> "Run | None":
@@ -237,7 +243,10 @@ def _prepare_guide(config: ConfigDict) -> "Run | None":
         return None
     workdir = pathlib.Path(settings.guide)
     own = workdirs.load_config(workdir, config)
-    workdirs.check_same(config, workdir, ("data.image_size", "data.channels", "data.num_classes", "process"))
+    try:
+        workdirs.check_same(config, workdir, ("data.image_size", "data.channels", "data.num_classes", "process"))
+    except ValueError as error:
+        raise ValueError(f"sample.guide must be of the same process and images; {error}") from error
     with own.unlocked():
         own.sample = config.sample
     steps = checkpoint_steps(workdir)
@@ -274,8 +283,13 @@ def made_with(run: Run, step: int, loaded: PyTree) -> dict:
         weights.update(np.ascontiguousarray(leaf).data)
     config = run.experiment.config.to_dict()
     settings = {name: config[name] for name in ("model", "process", "sample")}
-    if (run.workdir / "measured.npz").exists():
-        settings["measured"] = hashlib.sha256((run.workdir / "measured.npz").read_bytes()).hexdigest()
+    folders = {"measured": run.workdir}
+    if run.guide is not None:
+        settings["guide_model"] = run.guide.experiment.config.model.to_dict()
+        folders["guide_measured"] = run.guide.workdir
+    for name, folder in folders.items():
+        if (folder / "measured.npz").exists():
+            settings[name] = hashlib.sha256((folder / "measured.npz").read_bytes()).hexdigest()
     return json.loads(json.dumps({"checkpoint_step": step, "weights": weights.hexdigest(), **settings}, default=list))
 
 

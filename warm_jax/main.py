@@ -18,7 +18,7 @@ MODES = {
     "evaluate": "score a checkpoint, or --images, against a reference",
     "stats": "write the statistics file --out of --images, to evaluate against",
     "prepare": "make --out (a zip or arrayrecord) of --images: cropped, resized, with a manifest",
-    "compare": "train, sample and score all systems of compare.systems with the config's network and budget",
+    "compare": "train, sample and score all systems of compare.systems, each with its own form of the config",
     "inspect": "look at --images: counts, sizes, broken files, a contact sheet, the spectrum",
     "convert": "convert published Inception weights, --from_inception=FILE.pth, to --out=FILE.safetensors",
 }
@@ -105,8 +105,13 @@ def _config_of(system: str) -> ConfigDict:
     """What --config would be with `system` after its colon: the same file, the same overrides."""
     flag = flags.FLAGS["config"]
     config = runpy.run_path(flag.config_filename.partition(":")[0])["get_config"](system)
-    config.update_from_flattened_dict(config_flags.get_override_values(flag))
-    return config.lock()
+    config.lock()
+    for key, value in config_flags.get_override_values(flag).items():
+        try:
+            config.update_from_flattened_dict({key: value})
+        except (KeyError, AttributeError) as error:
+            raise ValueError(f"{system} has no {key}, so it cannot be given for all that are compared") from error
+    return config
 
 
 def _prepare_images(config: ConfigDict | None) -> Callable[[], int]:

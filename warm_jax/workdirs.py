@@ -17,7 +17,7 @@ from warm_jax.data.sources import Source
 MODEL_KEYS = ("data.image_size", "data.channels", "data.num_classes", "data.augment", "model", "process")
 RUN_KEYS = (
     *("seed", "data.augment_probability", "data.label_dropout"),
-    *("train.batch_size", "train.accumulation", "train.ema_halflife_images"),
+    *("train.batch_size", "train.accumulation", "train.ema_halflife_images", "train.clip_norm"),
 )
 
 
@@ -51,7 +51,7 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
 
 
 def load_config(workdir: pathlib.Path, like: ConfigDict) -> ConfigDict:
-    """The config of another run, from its `config.json`; keys that it lacks are as in `like`."""
+    """The config of another run, from its `config.json`; sections that it lacks are as in `like`."""
     path = workdir / "config.json"
     try:
         saved = json.loads(path.read_text())
@@ -62,7 +62,7 @@ def load_config(workdir: pathlib.Path, like: ConfigDict) -> ConfigDict:
         return made
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} is not there: {workdir} is no workdir of a run") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a config ({error}); restore it") from error
 
 
