@@ -66,10 +66,11 @@ def prepare(make: Callable[[str], ConfigDict], workdir: pathlib.Path) -> Run:
     for key, least in (("repeats", 1), ("steps", 1), ("shown", 1)):
         if settings[key] < least:
             raise ValueError(f"compare.{key} is {settings[key]}; it must be at least {least}")
-    extractor = reference.load_extractor(make("warm"))
+    configs = {system: make(system) for system in settings.systems}
+    extractor = reference.load_extractor(next(iter(configs.values())))
     first, again, refusals = [], [], {}
-    for system in settings.systems:
-        config, samplings, refusals[system] = _checked(make, system, extractor)
+    for system, config in configs.items():
+        samplings, refusals[system] = _checked(system, config, extractor)
         for number in range(settings.repeats if system in settings.repeated else 1):
             seeded = config.copy_and_resolve_references()
             seeded.seed += number
@@ -87,17 +88,16 @@ def prepare(make: Callable[[str], ConfigDict], workdir: pathlib.Path) -> Run:
     return Run(jobs, workdir, refusals)
 
 
-def _checked(make: Callable[[str], ConfigDict], system: str, extractor: extract.Extractor) -> tuple:
-    """The config of a system with everything in it checked, its samplings, and why Heun's is not among them."""
+def _checked(system: str, config: ConfigDict, extractor: extract.Extractor) -> tuple[tuple[tuple[str, int], ...], str]:
+    """`_samplings`, after everything in the config of a system was checked; ValueError begins with its name."""
     try:
-        config = make(system)
-        found = _samplings(config)
+        samplings, refusal = _samplings(config)
         evaluate.check(config, extractor)
-        for solver, steps in found[0]:
+        for solver, steps in samplings:
             generate.check_request(_with_sampling(config, solver, steps))
     except ValueError as error:
         raise ValueError(f"{system}: {error}") from error
-    return config, *found
+    return samplings, refusal
 
 
 def _workdir(workdir: pathlib.Path, job: Job) -> pathlib.Path:
