@@ -91,7 +91,8 @@ def native(config: ConfigDict, system: str) -> ConfigDict:
 def published(config: ConfigDict, system: str) -> ConfigDict:
     """`native`, and the network and training that the system's authors used on CIFAR-10. EDM's family stays as it is.
 
-    Blurring diffusion's are DDPM's, and cold diffusion's batch and duration are ours: the summaries give none.
+    Not in the summaries that this follows, so check them before quoting: DDPM's depth, clipping and duration; all of
+    blurring diffusion's, which are DDPM's; cold diffusion's network, batch and duration, which are ours.
     """
     model, train = config.model, config.train
     native(config, system)
