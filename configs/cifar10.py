@@ -20,7 +20,7 @@ accelerator hours. ddpm and blurring: 800,000 steps of 128, half of that; ihdm: 
 
 from ml_collections import ConfigDict, config_dict
 
-from configs import systems
+from configs import analysis, systems
 
 
 def get_config(system: str = "warm") -> ConfigDict:
@@ -117,4 +117,5 @@ def recipe(system: str) -> ConfigDict:
     compare.repeats = 3
     compare.steps = 18  # of Heun's solver, beside each system's own
     compare.shown = 10  # samples in the picture, a system
+    config.analysis = analysis.defaults()  # --mode=analyze
     return config

@@ -33,4 +33,11 @@ def get_config(system: str = "warm") -> ConfigDict:
     config.eval.metrics = ("fd", "lsd")
     config.compare.steps = 4
     config.compare.repeats = 2
+    config.analysis.bnrs = (0.0, 0.5)
+    config.analysis.images = 200
+    config.analysis.oracle_images = 50
+    config.analysis.steps = (4,)
+    config.analysis.sweep_steps = (3, 4)
+    config.analysis.count = 8
+    config.analysis.repeats = 2
     return config

@@ -23,6 +23,8 @@ PROGRAMS = (
     "preflight",
     "prepare",
     "inspect",
+    "analyze",
+    "trained",
     "analysis",
     "convert",
 )

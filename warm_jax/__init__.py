@@ -1,0 +1,12 @@
+"""Blur-noise mixture diffusion in JAX. For scripts and notebooks: `load`, `sample`, `fit`, `score` of `trained.py`."""
+
+__all__ = ["fit", "load", "sample", "score"]
+
+
+def __getattr__(name: str):
+    # Loaded when first asked for: the mathematics in `warm_jax.diffusion` needs none of what these need.
+    if name in __all__:
+        from warm_jax import trained
+
+        return getattr(trained, name)
+    raise AttributeError(f"module 'warm_jax' has no attribute {name!r}; it offers {', '.join(__all__)}")

@@ -170,6 +170,15 @@ def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
     return checkpoint.Checkpoints(folder, writable=False).steps() if folder.is_dir() else []
 
 
+def require_checkpoint(workdir: pathlib.Path, step: int) -> None:
+    """Raises FileNotFoundError where `workdir` has no checkpoint of `step`, or none at all (-1: any will do)."""
+    found = checkpoint_steps(workdir)
+    if not found:
+        raise FileNotFoundError(f"no checkpoint in {workdir / 'checkpoints'}; train first, or name another --workdir")
+    if step != -1 and step not in found:
+        raise FileNotFoundError(f"no checkpoint of step {step} in {workdir}; there are {sorted(found)}")
+
+
 def prepare(config: ConfigDict, workdir: pathlib.Path, seeds: str, out: str, step: int) -> Run:
     """Checks everything that can be checked, compiles nothing. ValueError or OSError for bad input.
 
@@ -178,14 +187,10 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, seeds: str, out: str, ste
     """
     experiment.build(config)
     numbers = parse_seeds(seeds)
-    found = checkpoint_steps(workdir)
-    if not found:
-        raise FileNotFoundError(f"no checkpoint in {workdir / 'checkpoints'}; train first, or name another --workdir")
-    if step != -1 and step not in found:
-        raise FileNotFoundError(f"no checkpoint of step {step} in {workdir}; there are {sorted(found)}")
+    require_checkpoint(workdir, step)
     workdirs.check_same(config, workdir, workdirs.MODEL_KEYS)
     guide = check_request(config)
-    measured = _measured(config, workdir)
+    stored = measured(config, workdir)
     target = pathlib.Path(out) if out else workdir / "samples"
     one_file = target.suffix in (".npz", ".png")
     if target.is_dir() if one_file else target.is_file():
@@ -194,10 +199,10 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, seeds: str, out: str, ste
     workdirs.check_writable(target.parent if one_file else target)
     if target.is_dir() and not (target / "samples.json").exists() and store.drawn_images(target):
         raise ValueError(f"{target} has images that were not made by --mode=sample; name another --out")
-    return Run(experiment.build(config, measured), workdir, step, numbers, target, guide)
+    return Run(experiment.build(config, stored), workdir, step, numbers, target, guide)
 
 
-def _measured(config: ConfigDict, workdir: pathlib.Path) -> family.Measured | None:
+def measured(config: ConfigDict, workdir: pathlib.Path) -> family.Measured | None:
     """What the run measured of its images, where its process stands on that."""
     if not experiment.needs_measuring(config):
         return None
@@ -252,7 +257,7 @@ def _prepare_guide(config: ConfigDict) -> "Run | None":
     steps = checkpoint_steps(workdir)
     if settings.guide_checkpoint not in (-1, *steps) or not steps:
         raise FileNotFoundError(f"no checkpoint {settings.guide_checkpoint} in the guide {workdir}; there are {steps}")
-    exp = experiment.build(own, _measured(own, workdir))
+    exp = experiment.build(own, measured(own, workdir))
     return Run(exp, workdir, settings.guide_checkpoint, np.zeros(0, np.int64), workdir, None)
 
 

@@ -50,13 +50,13 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def load_config(workdir: pathlib.Path, like: ConfigDict) -> ConfigDict:
-    """The config of another run, from its `config.json`; sections that it lacks are as in `like`."""
+def load_config(workdir: pathlib.Path, like: ConfigDict | None = None) -> ConfigDict:
+    """The config of a run, from its `config.json`; sections that it lacks are as in `like`."""
     path = workdir / "config.json"
     try:
         saved = json.loads(path.read_text())
         made = ConfigDict(saved)
-        for section in like:
+        for section in like or ():
             if section not in made:
                 made[section] = like[section]
         return made

@@ -1,0 +1,140 @@
+"""A trained model in a script or a notebook: what `import warm_jax` offers.
+
+model = warm_jax.load("runs/fashion_mnist")
+images = warm_jax.sample(model, range(16), steps=18)                  # uint8 [16, 28, 28, 1]
+blurred, residual = model.predict(x, t)                               # the function that every solver takes
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree, UInt8
+from ml_collections import ConfigDict
+
+from warm_jax import evaluate, experiment, generate, log, train, workdirs
+from warm_jax.diffusion.process import Prediction, Process
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The EMA weights of a checkpoint, and what they mean.
+
+    Attributes:
+      experiment: The config made real; its `sample` section says how samples are drawn.
+      weights: The EMA weights, on the devices.
+      step: Of the checkpoint.
+      workdir: Where it lives.
+    """
+
+    experiment: experiment.Experiment
+    weights: PyTree
+    step: int
+    workdir: pathlib.Path
+
+    @property
+    def process(self) -> Process:
+        """The process that it is sampled on."""
+        return self.experiment.sampled
+
+    @property
+    def num_classes(self) -> int:
+        """0 where it knows no classes."""
+        return self.experiment.config.data.num_classes
+
+    def predict(
+        self,
+        x: Float[Array, "b h w c"],
+        t: Float[Array, " b"],
+        labels: Int[Array, " b"] | Int[np.ndarray, " b"] | None = None,
+    ) -> Prediction:
+        """(D̂, R̂) of states `x` at levels `t`, pure, to be jitted; classes of -1, or None, are hidden from it."""
+        one_hot = None
+        if self.num_classes:
+            labels = jnp.full(x.shape[:1], -1) if labels is None else jnp.asarray(labels)
+            one_hot = jax.nn.one_hot(labels, self.num_classes)
+        return self.experiment.to_sample.predict(self.weights, x, t, one_hot)
+
+    def sampled_with(self, **settings: Any) -> "Model":
+        """The same weights with other values of the config's `sample` section, as bnr=2.0, steps=40, solver="heun".
+
+        ValueError where there is no such setting, or the model cannot be sampled so.
+        """
+        config = self.experiment.config.copy_and_resolve_references()
+        for name, value in settings.items():
+            if name not in config.sample:
+                raise ValueError(f"sample has no {name}; it has {', '.join(sorted(config.sample))}")
+            with config.ignore_type():
+                config.sample[name] = value
+        if config.sample.guide:
+            raise ValueError("a model guided by another is sampled on the command line, with --mode=sample")
+        generate.check_request(config)
+        made = experiment.build(config, generate.measured(config, self.workdir))
+        return dataclasses.replace(self, experiment=dataclasses.replace(made, mesh=self.experiment.mesh))
+
+
+def load(workdir: str | pathlib.Path, checkpoint: int = -1, **settings: Any) -> Model:
+    """The model of a workdir, from its checkpoint of a step (-1: the latest); `settings` as for `sampled_with`.
+
+    FileNotFoundError where there is none, ValueError where it cannot be read.
+    """
+    workdir = pathlib.Path(workdir)
+    config = workdirs.load_config(workdir)
+    with config.ignore_type():
+        config.sample.guidance, config.sample.guide = 1.0, ""
+    generate.require_checkpoint(workdir, checkpoint)
+    exp = experiment.build(config, generate.measured(config, workdir))
+    step, weights = generate.load_ema(generate.Run(exp, workdir, checkpoint, np.zeros(0, np.int64), workdir))
+    model = Model(exp, weights, step, workdir)
+    return model.sampled_with(**settings) if settings else model
+
+
+def sample(
+    model: Model, seeds: Iterable[int], labels: Iterable[int] | int | None = None, **settings: Any
+) -> UInt8[np.ndarray, "n h w c"]:
+    """One image a seed, as `--mode=sample` draws it; `labels`: its class, one for all or one each.
+
+    Other `settings` of the config's `sample` section as for `Model.sampled_with`. Compiled anew with each call.
+    """
+    model = model.sampled_with(**settings) if settings else model
+    numbers = np.asarray(list(seeds), np.int64)
+    if not len(numbers) or numbers.min() < 0 or numbers.max() >= 2**32:
+        raise ValueError("seeds are at least one number from 0 to 2^32 - 1")
+    if labels is None:
+        chosen = np.full(len(numbers), -1)
+    else:
+        chosen = np.broadcast_to(np.asarray(labels if isinstance(labels, int) else list(labels)), numbers.shape)
+        if not (model.num_classes and np.all((chosen >= -1) & (chosen < model.num_classes))):
+            raise ValueError(f"labels are {labels}; this model knows {model.num_classes} classes, from 0")
+    draw = generate.Sampler(model.experiment, batch_size=min(len(numbers), model.experiment.config.sample.batch_size))
+    bar, images = log.progress(len(numbers), unit="image", doing="sampling"), []
+    for first in range(0, len(numbers), draw.batch_size):
+        part = slice(first, first + draw.batch_size)
+        images.append(draw(model.weights, numbers[part], chosen[part]).images)
+        bar.update(len(images[-1]))
+    bar.close()
+    return np.concatenate(images)
+
+
+def fit(config: ConfigDict, workdir: str | pathlib.Path) -> Model:
+    """Trains as `--mode=train` does, or goes on where it was cut off, and loads the result.
+
+    InterruptedError where a signal stopped it; what was reached is saved.
+    """
+    if train.train(train.prepare(config, pathlib.Path(workdir))):
+        raise InterruptedError("training was stopped by a signal; what was reached is saved, and fit goes on from it")
+    return load(workdir)
+
+
+def score(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, float]:
+    """Scores the latest checkpoint as `--mode=evaluate` does; the scores by name, also a row of `results.jsonl`."""
+    workdir = pathlib.Path(workdir)
+    if evaluate.evaluate(evaluate.prepare(config, workdir, "", -1, "once", watch=False)):
+        raise InterruptedError("evaluating was stopped by a signal; finished shards are kept, and score goes on")
+    row = json.loads((workdir / "results.jsonl").read_text().splitlines()[-1])
+    return {name: row[name] for name in row["scores"]}
