@@ -19,10 +19,17 @@ MODES = {
     "stats": "write the statistics file --out of --images, to evaluate against",
     "prepare": "make --out (a zip or arrayrecord) of --images: cropped, resized, with a manifest",
     "compare": "train, sample and score all systems of compare.systems, each with its own form of the config",
+    "analyze": "make the figures of --analysis from the data, from exact predictors and from trained models",
     "inspect": "look at --images: counts, sizes, broken files, a contact sheet, the spectrum",
     "convert": "convert published Inception weights, --from_inception=FILE.pth, to --out=FILE.safetensors",
 }
-SAVING = ("train", "sample", "evaluate", "compare")  # these save what they have, and leave, when a signal comes
+SAVING = (
+    "train",
+    "sample",
+    "evaluate",
+    "compare",
+    "analyze",
+)  # these save what they have, and leave, when a signal comes
 WITHOUT_CONFIG = ("prepare", "inspect", "convert")
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
@@ -38,12 +45,17 @@ _SEEDS = flags.DEFINE_string("seeds", "0-63", "sample: which images, one seed an
 _OUT = flags.DEFINE_string(
     "out", "", "Where results go. sample: a folder, FILE.npz or FILE.png (default: WORKDIR/samples); inspect: a folder."
 )
-_CHECKPOINT = flags.DEFINE_integer("checkpoint", -1, "sample, evaluate: step of the checkpoint; -1: the latest.")
+_CHECKPOINT = flags.DEFINE_integer(
+    "checkpoint", -1, "sample, evaluate, analyze: step of the checkpoint; -1: the latest."
+)
 _IMAGES = flags.DEFINE_string("images", "", "A source of images, as data.source: bundled, zip:FILE, folder:PATH, …")
 _PROTOCOL = flags.DEFINE_enum(
     "protocol", "once", ["once", "paper"], "evaluate: one round of eval.count images, or three disjoint ones of 50,000."
 )
 _WATCH = flags.DEFINE_bool("watch", False, "evaluate: score each new checkpoint of the workdir, until the last one.")
+_ANALYSIS = flags.DEFINE_string(
+    "analysis", "all", "analyze: spectra, corruption, learning, manifold, sweep, report (a page of the workdir) or all."
+)
 _IMAGE_SIZE = flags.DEFINE_integer(
     "image_size", None, "prepare: side to resize to (default: the config's, or as it is)."
 )
@@ -157,6 +169,11 @@ def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Call
 
         comparison = compare.prepare(_config_of, workdir)
         return lambda: compare.compare(comparison)
+    if mode == "analyze":
+        from warm_jax import analyze
+
+        figures = analyze.prepare(config, workdir, _ANALYSIS.value, _CHECKPOINT.value)
+        return lambda: analyze.analyze(figures)
     from warm_jax import evaluate, reference
 
     if mode == "convert":
