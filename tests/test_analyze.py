@@ -1,0 +1,140 @@
+"""From a config to the figures: what is asked for, who joins in, and what is written."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.fft
+import tiny
+from warm_jax.analysis import sweep
+
+from warm_jax import analyze, checkpoint, experiment, preemption, workdirs
+from warm_jax.data import sources
+
+
+@pytest.fixture(autouse=True)
+def linear(monkeypatch):
+    """Every experiment that is built has the stand-in network."""
+    monkeypatch.setattr(experiment, "_network", lambda config, shape, around, two: tiny.Linear(heads=around.heads))
+
+
+def trained(workdir, system="warm", **changes):
+    """A workdir with a checkpoint of random weights; its config."""
+    config = tiny.config(system, **changes)
+    weights = tiny.randomised(experiment.build(config).model.init(jax.random.key(0)), np.random.default_rng(0), 0.02)
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
+    checkpoints.save(3, {"step": jnp.zeros(())}, weights, wait=True)
+    checkpoints.close()
+    workdirs.save_config(config, workdir)
+    workdirs.save_measured({"power": np.ones((28, 28))}, workdir)
+    source = sources.open_source("bundled", image_size=(28, 28), channels=1)
+    workdirs.save_data(source, workdir)
+    return config
+
+
+def test_all_figures_of_a_model(tmp_path):
+    config = trained(tmp_path, eval__count=20, eval__metrics=("lsd",))
+    assert analyze.analyze(analyze.prepare(config, tmp_path, "all", -1)) == 0
+    figures = {path.stem for path in (tmp_path / "figures").glob("*.png")}
+    assert figures == {path.stem for path in (tmp_path / "figures").glob("*.npz")}
+    assert figures == {
+        *("spectra", "corruption", "learning", "manifold", "manifold_models"),
+        *("sweep_gaussian", "sweep_empirical", "sweep_models"),
+    }
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    # The spectrum in numpy and scipy: 200 images spread over the set, mean power over rings of rounded radius.
+    images = sources.open_source("bundled", image_size=(28, 28), channels=1)
+    chosen = np.unique(np.linspace(0, 9999, 200).astype(int))
+    x = images.read(chosen)[0][..., 0] / 127.5 - 1
+    power = np.mean(scipy.fft.dctn(x, axes=(1, 2), norm="ortho") ** 2, axis=0)
+    radius = np.round(np.hypot(*np.meshgrid(np.arange(28), np.arange(28), indexing="ij"))).astype(int)
+    with np.load(tmp_path / "figures" / "spectra.npz") as found:
+        for k in (1, 5, 27):
+            np.testing.assert_allclose(found["power"][found["k"] == k], power[radius == k].mean(), rtol=1e-4)
+    with np.load(tmp_path / "figures" / "sweep_models.npz") as found:
+        assert str(found["metric"]) == "lsd_db_pixels_20"
+        np.testing.assert_array_equal(found["nfe"], [5, 7])  # 2 · steps - 1
+        assert found["values"].shape == (1, 2, 2) and np.isfinite(found["values"]).all()
+    with np.load(tmp_path / "figures" / "learning.npz") as found:
+        np.testing.assert_allclose(found["explained_0.5_alphas"], 0.5 * found["betas"], rtol=1e-6)
+
+
+def test_a_sweep_of_models_goes_on(tmp_path, monkeypatch):
+    """Its finished cells are lines of a file; a signal between two of them ends it with 75."""
+    config = trained(tmp_path, eval__count=20, eval__metrics=("lsd",))
+    run = dataclasses.replace(analyze.prepare(config, tmp_path, "sweep", -1))
+    measured = []
+
+    def score(run, cell):
+        measured.append(cell)
+        return 7, {"lsd": cell.bnr + cell.steps + cell.seed}
+
+    monkeypatch.setattr(analyze, "_score_cell", score)
+    monkeypatch.setattr(preemption, "requested", lambda: "SIGTERM" if len(measured) == 3 else "")
+    assert analyze.analyze(run) == preemption.EXIT_AGAIN
+    assert len(measured) == 3
+    monkeypatch.setattr(preemption, "requested", lambda: "")
+    assert analyze.analyze(run) == 0
+    assert measured == sweep.cells((0.5,), (3, 4), (0, 1))  # each once
+    with np.load(tmp_path / "figures" / "sweep_models.npz") as found:
+        np.testing.assert_allclose(found["mean"], [[4.0, 5.0]])  # 0.5 + steps + mean of the seeds 0 and 1
+
+
+def test_who_joins_in(tmp_path):
+    base = tiny.config()
+    assert analyze.prepare(base, tmp_path / "new", "learning", -1).models == {}
+    trained(tmp_path / "hot", "hot")
+    trained(tmp_path / "warm", process__bnr=2.0)
+    trained(tmp_path / "any", "amortised", process__bnr_min=0.5, process__bnr_max=4.0, process__bnr_zero=0.0)
+    base.analysis.models = (str(tmp_path / "hot"), str(tmp_path / "warm"))
+    models = analyze.prepare(base, tmp_path / "new", "learning", -1).models
+    assert {bnr: model.workdir.name for bnr, model in models.items()} == {0.0: "hot", 2.0: "warm"}
+    base.analysis.models, base.analysis.bnrs = (str(tmp_path / "any"),), (0.0, 0.5, 1.0, 10.0)
+    models = analyze.prepare(base, tmp_path / "new", "learning", -1).models
+    beta = jnp.asarray([2.0])
+    assert {bnr: float(model.process.blur(beta)[0]) for bnr, model in models.items()} == {0.5: 1.0, 1.0: 2.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"analysis__bnrs": ()}, "analysis.bnrs is \\(\\); name blur-to-noise ratios from 0 to 10,000, each once"),
+        ({"analysis__bnrs": (1.0, 1.0)}, "each once"),
+        ({"analysis__bnrs": (-1.0,)}, "analysis.bnrs is \\(-1.0,\\)"),
+        ({"analysis__steps": (1,)}, "analysis.steps is \\(1,\\); name numbers of steps from 2"),
+        ({"analysis__sweep_steps": (4, 4)}, "analysis.sweep_steps"),
+        ({"analysis__budget": 1.0}, "analysis.budget is 1.0; it must be from 0.0001 to 0.9999"),
+        ({"analysis__image": 10_000}, "analysis.image is 10000; bundled has images 0 to 9999"),
+        ({"analysis__repeats": 1}, "analysis.repeats is 1; it must be from 2"),
+        ({"analysis__oracle_images": 1}, "analysis.oracle_images is 1"),
+        ({"data__source": "zip:nowhere.zip"}, "nowhere.zip"),
+    ],
+)
+def test_refused_settings(tmp_path, changes, named):
+    with pytest.raises((ValueError, OSError), match=named):
+        analyze.prepare(tiny.config(**changes), tmp_path, "spectra", -1)
+
+
+def test_refused_models(tmp_path):
+    trained(tmp_path / "hot", "hot")
+    trained(tmp_path / "also", "hot")
+    trained(tmp_path / "cold", "ddpm")
+    config = tiny.config()
+    for models, named in (
+        (("hot", "also"), "both of BNR 0; name one of them"),
+        (("cold",), "is of ddpm, which has no constant BNR"),
+        (("nowhere",), "no workdir of a run"),
+    ):
+        config.analysis.models = tuple(str(tmp_path / name) for name in models)
+        with pytest.raises((ValueError, OSError), match=named):
+            analyze.prepare(config, tmp_path / "new", "learning", -1)
+    with pytest.raises(ValueError, match="--analysis=spectrum: choose one of spectra, corruption"):
+        analyze.prepare(config, tmp_path, "spectrum", -1)
+    with pytest.raises(FileNotFoundError, match="nothing to report"):
+        analyze.prepare(config, tmp_path / "none", "report", -1)
+    config.analysis.models = ()
+    with pytest.raises(FileNotFoundError, match="no checkpoint of step 5"):
+        analyze.prepare(config, tmp_path / "hot", "learning", 5)
