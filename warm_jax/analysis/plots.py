@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import LogLocator
 
 from warm_jax.analysis.corruption import Corruption
 from warm_jax.analysis.learning import Explained, Learning
@@ -40,6 +42,8 @@ def _style(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     for which in (axes.xaxis, axes.yaxis):
         if which.get_scale() == "log":
+            low, high = which.get_view_interval()
+            which.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,)))
             which.set_major_formatter(lambda value, _: f"{value:g}" if 1e-4 < value < 1e5 else f"{value:.0e}")
 
 
@@ -68,6 +72,31 @@ def _label_ends(axes: Axes, labels: Sequence[tuple[str, float, object]], least: 
     for place, i in zip(spaced, order, strict=True):
         text, _, colour = labels[i]
         axes.text(1.015, place, text, color=colour, fontsize=_LABEL, va="center", transform=axes.transAxes)
+
+
+def _label_lines(axes: Axes, x: np.ndarray, lines: Sequence[tuple[str, np.ndarray, object]]) -> None:
+    """(text, y `[x]`, colour): each text on its line, at the place farthest from other lines and other texts.
+
+    The axes' limits must stand. Lines that are nowhere apart from another get theirs all the same.
+    """
+    to_axes = axes.transData + axes.transAxes.inverted()
+    places = [to_axes.transform(np.stack([x, y], axis=1)) for _, y, _ in lines]
+    texts: list[np.ndarray] = []
+    for i, (text, _, colour) in enumerate(lines):
+        own = places[i]
+        inside = (own > 0.04).all(axis=1) & (own < 0.96).all(axis=1)
+        room = np.where(inside, 0.3, -1.0)
+        for other in places[:i] + places[i + 1 :]:
+            room = np.minimum(room, np.abs(own - other)[:, 1])
+        for done in texts:
+            apart = np.max(np.abs(own - done) / [1.6, 1.0], axis=1)
+            room = np.where(apart < 0.06, apart - 1, np.minimum(room, apart))  # texts on each other are no use at all
+        best = own[np.argmax(room)]
+        texts.append(best)
+        drawn = axes.text(
+            *best, text, color=colour, fontsize=_LABEL, transform=axes.transAxes, ha="center", va="center"
+        )
+        drawn.set_path_effects([withStroke(linewidth=4, foreground="white")])
 
 
 def _ratio(value: float) -> str:
@@ -107,18 +136,14 @@ def _spectrum_panel(axes: Axes, s: Spectra) -> None:
                 )
     axes.errorbar(s.k, s.power, 2 * s.standard_error, fmt="o", color=BLACK, markersize=3.5, linewidth=1)
     axes.hlines(noise, 1, s.k[-1], color=GREY, linewidth=1.2, linestyle=":")
-    labels += [(f"noise {beta:g}", value, GREY) for beta, value in zip(s.betas, noise, strict=True)]
+    labels += [(f"noise β = {beta:g}", value, GREY) for beta, value in zip(s.betas, noise, strict=True)]
     _label_ends(axes, [*labels, ("image", s.power[-1], BLACK)])
-    error = "" if np.isnan(s.slope_error) else f" ± {s.slope_error:.2f}"
-    axes.annotate(
-        f"slope {s.slope:.2f}{error}",
-        (s.k[last // 3], law[last // 3] * 1.6),
-        color=ORANGE,
-        fontsize=_LABEL,
-    )
+    error = "" if np.isnan(s.slope_error) else f" ± {s.slope_error:.3f}"
+    text = f"slope {s.slope:.2f}{error}\nfitted to k = {first} to {last}"
+    axes.text(0.98, 0.97, text, color=ORANGE, fontsize=_LABEL, ha="right", va="top", transform=axes.transAxes)
     _style(
         axes,
-        f"Image, noise, and the image blurred with noise {s.betas[middle]:g} at several BNR",
+        f"Image, noise, and the image as blurred beside β = {s.betas[middle]:g}",
         "frequency k, half waves an image",
         "mean squared DCT coefficient",
     )
@@ -151,11 +176,12 @@ def _lost_panel(axes: Axes, s: Spectra) -> None:
     axes.set(xscale="log", xlim=(s.grid[0], s.grid[-1]), ylim=(0, 100))
     axes.axvspan(*s.levels, color="#FCE8D8", linewidth=0)
     axes.axhline(100 * s.budget, color=ORANGE, linestyle="--", linewidth=1.5)
-    labels = [("budget", 100 * float(s.budget), ORANGE)]
-    for ratio, lost, colour in zip(s.bnrs, s.lost, _ramp(len(s.bnrs)), strict=True):
-        axes.plot(s.grid, 100 * lost, color=colour, linewidth=1.8)
-        labels.append((_ratio(ratio), 100 * lost[-1], colour))
-    _label_ends(axes, labels)
+    blurred = [i for i, ratio in enumerate(s.bnrs) if ratio]
+    lines = [(_ratio(s.bnrs[i]), 100 * s.lost[i], _ramp(len(s.bnrs))[i]) for i in blurred]
+    for _, lost, colour in lines:
+        axes.plot(s.grid, lost, color=colour, linewidth=1.8)
+    _label_lines(axes, s.grid, lines)
+    _label_ends(axes, [("budget", 100 * float(s.budget), ORANGE)])
     _style(
         axes,
         "Information that blur removes (shaded: the levels that matter)",
@@ -177,7 +203,7 @@ def _schedule_panel(axes: Axes, s: Spectra) -> None:
     _label_ends(axes, [*labels, (f"{s.recommended:.2f}", float(s.recommended), ORANGE)])
     _style(
         axes,
-        f"The BNR that spends {s.budget:.0%} at each level, and the constant one",
+        f"The BNR that spends {s.budget:.0%} at every level",
         "noise level β, of pixels in ±1",
         "BNR, pixels / β",
     )
@@ -213,7 +239,7 @@ def corruption(result: Corruption) -> Figure:
     gap = max(1, width // 16)
     pixels = (1200 - 140) / (3 * columns) * rows * height / width
     figure = _figure(
-        1200, int(pixels) + 150, "The larger the BNR, the more of an image is to be deblurred, not denoised"
+        1200, int(pixels) + 118, "The larger the BNR, the more of an image is to be deblurred, not denoised"
     )
     names = ["what the network sees, x", "to denoise: blurred image D", "to deblur: residual R"]
     for axes, images, name in zip(
@@ -240,21 +266,20 @@ def learning(result: Learning, measured: Sequence[Explained] = ()) -> Figure:
     """
     most = int(np.argmax(result.bnrs))
     above = result.betas[result.deblurring[most] > 0.5]
-    title = f"At BNR {result.bnrs[most]:g} "
-    title += (
-        f"most of the task is to deblur from β = {above[0]:.2g} on" if len(above) else "most of the task is denoising"
-    )
-    figure = _figure(1200, 520, title + ("; dots: a trained network, lines: the best linear guess" if measured else ""))
+    title = f"At BNR {result.bnrs[most]:g} deblurring is "
+    title += f"most of the task at β = {above[0]:.2g} to {above[-1]:.2g}" if len(above) else "never most of the task"
+    title += "; dots: a network, lines: the best linear guess" if measured else ", for the best linear guess"
+    figure = _figure(1200, 520, title)
     panels = figure.subplots(1, 3)
     names = [
-        "The deblurring head's part of the task",
+        "Deblurring's part of the task, by BNR",
         "Explained of the blurred image D",
         "Explained of the residual R",
     ]
     fields = ["deblurring", "blurred_explained", "residual_explained"]
     colours = _ramp(len(result.bnrs))
     for axes, name, field in zip(panels, names, fields, strict=True):
-        values, labels = 100 * getattr(result, field), []
+        values, lines = 100 * getattr(result, field), []
         dots = [100 * getattr(one, field) for one in measured]
         finite = np.concatenate([values.ravel(), *dots])
         finite = finite[np.isfinite(finite)]
@@ -264,12 +289,11 @@ def learning(result: Learning, measured: Sequence[Explained] = ()) -> Figure:
             if np.isnan(line).all():
                 continue
             axes.plot(result.betas, line, color=colour, linewidth=1.8)
-            labels.append((f"{ratio:g}", line[-1], colour))
+            lines.append((f"{ratio:g}", line, colour))
             for one in measured:
                 if np.allclose(one.alphas, ratio * one.betas, rtol=1e-3, atol=1e-9):
                     value, error = 100 * getattr(one, field), 200 * getattr(one, field + "_se")
                     axes.errorbar(one.betas, value, error, fmt="o", color=colour, markersize=4.5, linewidth=1)
-        _label_ends(axes, labels)
-        axes.text(1.015, 1.07, "BNR", fontsize=_LABEL, transform=axes.transAxes)
+        _label_lines(axes, result.betas, lines)
         _style(axes, name, "noise level β, of pixels in ±1", "%")
     return figure

@@ -69,7 +69,7 @@ def slope(
     last: int | None = None,
     covariance: Float[np.ndarray, "bands bands"] | None = None,
 ) -> Slope:
-    """The exponent of the power law nearest to the radial spectrum, by least squares in ln power; photographs: about -2.
+    """The exponent of the power law nearest to the radial spectrum, least squares in ln power; photographs: about -2.
 
     A ring is as wide as one step of frequency, and the mean of r^s over the lowest is not k^s (7 % off at k = 1, s =
     -2). So the bands are compared with the ring means of r^s: a pure power law is found exactly. Gauss-Newton.
