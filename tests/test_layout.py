@@ -25,7 +25,6 @@ PROGRAMS = (
     "inspect",
     "analyze",
     "trained",
-    "analysis",
     "convert",
 )
 
@@ -64,6 +63,7 @@ def test_the_modules_are_found():
     [
         ("diffusion.dct", []),
         ("diffusion.bnr", ["dct"]),
+        ("diffusion.radial", []),
         ("diffusion.noise", []),
         ("diffusion.process", ["dct", "bnr", "noise"]),
         ("diffusion.systems", ["dct", "process"]),
@@ -99,10 +99,12 @@ def test_the_denoiser_stands_on_diffusion_and_the_networks_on_nothing():
         ["data"],
         ["mesh"],
         ["checkpoint"],
+        ["analysis"],
     ],
 )
 def test_rooms_know_nothing_of_one_another(room):
-    rooms = within("models", "metrics", "data", "mesh", "checkpoint") | within("step", "experiment", "main", *PROGRAMS)
+    rooms = within("models", "metrics", "data", "mesh", "checkpoint", "analysis")
+    rooms |= within("step", "experiment", "main", *PROGRAMS)
     for name in within(*room):
         assert not own(name) & (rooms - within(*room)), name
 
@@ -119,6 +121,7 @@ def test_who_may_import_what(name):
     assert not roots & {"configs", "tests"}
     configured = within("family", "experiment", "workdirs", "reference", "step", "main", *PROGRAMS)
     assert "ml_collections" not in roots or name in configured
+    assert "matplotlib" not in roots or name == "warm_jax.analysis.plots"
     if "warm_jax.main" in own(name) | {name}:
         assert name == "warm_jax.main"  # nobody imports the command line
     for program in within(*PROGRAMS) & own(name):

@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from warm_jax.data import arrays, images, sources
 from warm_jax.data.arrays import Items
-from warm_jax.diffusion import dct
+from warm_jax.diffusion import dct, radial
 
 _SPECTRUM_IMAGES, _SPECTRUM_SIDE = 2048, 256
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as Pillow's "L"
@@ -56,8 +57,7 @@ def run(images: str, out: str, *, limit: int | None = None, workers: int | None 
     good = [i for i, one in enumerate(seen) if not one.problem]
     if good:
         side = min(min(seen[i].shape) for i in good)
-        frequency, power = spectrum(items, good, min(side, _SPECTRUM_SIDE))
-        report["spectrum"] = _write_spectrum(folder, frequency, power)
+        report["spectrum"] = _write_spectrum(folder, spectrum(items, good, min(side, _SPECTRUM_SIDE)))
         contact_sheet(items, good, [seen[i].label for i in good]).save(folder / "contact_sheet.png")
     (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(_text(report))
@@ -113,8 +113,8 @@ def summarise(items: Items, seen: list[Seen]) -> dict:
     return report
 
 
-def spectrum(items: Items, good: list[int], side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Frequencies k = 1 … side-1 (half waves an image) and the mean squared DCT coefficient of luma on the ring k ± ½.
+def spectrum(items: Items, good: list[int], side: int) -> np.ndarray:
+    """The mean DCT power `[side, side]` of luma, float64, on the scale [-1, 1].
 
     Of at most 2,048 images, spread over the set; of each the square of `side` pixels in its centre.
     """
@@ -129,18 +129,7 @@ def spectrum(items: Items, good: list[int], side: int) -> tuple[np.ndarray, np.n
             luma.append(pixels @ _LUMA if pixels.shape[-1] == 3 else pixels[..., 0])
         found = dct.power(jnp.asarray(np.stack(luma)[..., None], jnp.float32))
         total += len(luma) * np.asarray(found, np.float64)
-    rings = np.rint(np.hypot(*np.indices((side, side)))).astype(int)
-    frequency = np.arange(1, side)
-    sums = np.bincount(rings.ravel(), total.ravel() / len(chosen))
-    return frequency, (sums / np.bincount(rings.ravel()))[1:side]
-
-
-def slope(frequency: np.ndarray, power: np.ndarray, low: int, high: int) -> float | None:
-    """The exponent s of power ∝ k^s, fitted in log–log to low ≤ k ≤ high; photographs have about -2. None: too few."""
-    chosen = (frequency >= low) & (frequency <= high) & (power > 0)
-    if chosen.sum() < 3:
-        return None
-    return float(np.polyfit(np.log(frequency[chosen]), np.log(power[chosen]), 1)[0])
+    return total / len(chosen)
 
 
 def contact_sheet(items: Items, good: list[int], labels: list[int]) -> Image.Image:
@@ -165,26 +154,18 @@ def contact_sheet(items: Items, good: list[int], labels: list[int]) -> Image.Ima
     return sheet
 
 
-def _write_spectrum(folder: pathlib.Path, frequency: np.ndarray, power: np.ndarray) -> dict:
-    lines = [f"{k},{p:.6g}" for k, p in zip(frequency, power, strict=True)]
+def _write_spectrum(folder: pathlib.Path, power: np.ndarray) -> dict:
+    found = radial.radial(power)
+    lines = [f"{k:.0f},{p:.6g}" for k, p in zip(found.k, found.power, strict=True)]
     (folder / "spectrum.csv").write_text("\n".join(["frequency,power", *lines]) + "\n")
-    slopes = {"1-8": slope(frequency, power, 1, 8), "all": slope(frequency, power, 1, len(frequency))}
-    written = {"side": len(frequency) + 1, "slopes": slopes}
+    slopes = {"1-8": radial.slope(power, 1, 8).value, "all": radial.slope(power).value}
+    slopes = {bands: None if math.isnan(value) else value for bands, value in slopes.items()}  # NaN is not JSON
+    written = {"side": len(power), "slopes": slopes}
     try:
-        import matplotlib.backends.backend_agg as agg
-        import matplotlib.figure
+        from warm_jax.analysis.plots import radial_spectrum
     except ImportError:
         return {**written, "picture": "left out: pip install 'warm_jax[plot]'"}
-    figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
-    agg.FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xscale="log", yscale="log", xlabel="frequency k (half waves an image)")
-    axes.set(ylabel="mean squared DCT coefficient", title="Radial power spectrum of luma")
-    axes.plot(frequency, power, "o-", markersize=3, label="measured")
-    if len(frequency) > 3:
-        axes.plot(frequency, power[2] * (frequency / frequency[2]) ** -2.0, "--", color="grey", label="1/k²")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(folder / "spectrum.png", dpi=120)
+    radial_spectrum(found).savefig(folder / "spectrum.png")
     return {**written, "picture": "spectrum.png"}
 
 

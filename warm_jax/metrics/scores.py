@@ -12,6 +12,8 @@ import scipy.fft
 import scipy.special
 from jaxtyping import Float, Float64, Shaped, UInt8
 
+from warm_jax.diffusion import radial
+
 
 class Estimate(NamedTuple):
     """A value and the standard deviation over the splits or subsets that it is the mean of."""
@@ -169,14 +171,12 @@ def radial_power(images: UInt8[np.ndarray, "n h w c"] | Float[np.ndarray, "n h w
     if n < 1 or max(height, width) < 2:
         raise ValueError(f"no spectrum of images {images.shape}")
     size = max(height, width)
-    radius = size * np.hypot(np.arange(height)[:, None] / height, np.arange(width) / width)
-    band = np.minimum(np.rint(radius).astype(int), size)
+    band = np.minimum(radial.rings(height, width), size)
     power = np.zeros((height, width))
     for start in range(0, n, 1024):
         chunk = images[start : start + 1024].astype(np.float64)
         power += np.square(scipy.fft.dctn(chunk, axes=(1, 2), norm="ortho")).mean(axis=3).sum(axis=0)
-    total = np.bincount(band.ravel(), power.ravel() / n, minlength=size + 1)
-    return (total / np.maximum(np.bincount(band.ravel(), minlength=size + 1), 1))[1:]
+    return radial.ring_means(power / n, band, size)
 
 
 def decibels(
