@@ -121,7 +121,7 @@ def test_who_may_import_what(name):
     assert not roots & {"configs", "tests"}
     configured = within("family", "experiment", "workdirs", "reference", "step", "main", *PROGRAMS)
     assert "ml_collections" not in roots or name in configured
-    assert "matplotlib" not in roots or name == "warm_jax.analysis.plots"
+    assert "matplotlib" not in roots or name in within("analysis.plots", "analysis.sampling_plots")
     if "warm_jax.main" in own(name) | {name}:
         assert name == "warm_jax.main"  # nobody imports the command line
     for program in within(*PROGRAMS) & own(name):

@@ -1,6 +1,6 @@
 """The paper's figures of a data set and of trained models: `figures/NAME.npz`, `figures/NAME.png`, and `report.html`.
 
-What is measured is in `analysis/`, one pure function a figure, and `analysis/plots.py` draws it; here a config becomes
+What is measured is in `analysis/`, one pure function a figure, drawn by `analysis/plots.py` and `sampling_plots.py`; here a config becomes
 their arguments. Without a checkpoint the figures are of the data and of the exact predictors; the models of
 `analysis.models`, or the workdir's own, join in where a figure is also of models.
 """
@@ -279,7 +279,7 @@ def _sweep_models(run: Run) -> sweep.Sweep:
 
 def _made(run: Run, name: str) -> Iterator[tuple[str, dict[str, np.ndarray], Any, str]]:
     """(file name, arrays, figure, sentence) of each picture that `name` makes."""
-    from warm_jax.analysis import plots  # needs matplotlib, which a report does not
+    from warm_jax.analysis import plots, sampling_plots  # need matplotlib, which a report does not need
 
     settings = run.config.analysis
     if name == "spectra":
@@ -294,22 +294,21 @@ def _made(run: Run, name: str) -> Iterator[tuple[str, dict[str, np.ndarray], Any
         yield name, made._asdict() | measured, plots.learning(made, tuple(found.values())), sentence
     elif name == "manifold":
         made = _oracle(run, log.say)
-        title = f"exact predictor of {settings.oracle_images:,} images"
-        yield name, made._asdict(), plots.manifold(made, title), _worst(made, "gap", "nats a dimension")
+        yield name, made._asdict(), sampling_plots.manifold(made), _worst(made, "gap", "nats a dimension")
         if run.models:
             made = _of_models(run)
-            yield "manifold_models", made._asdict(), plots.manifold(made, "trained models"), _worst(made, "energy", "")
+            yield "manifold_models", made._asdict(), sampling_plots.manifold(made), _worst(made, "energy", "")
     else:
         power = _measured(run).power
         made = sweep.gaussian_w2(power, tuple(settings.bnrs), tuple(settings.sweep_steps))
-        yield "sweep_gaussian", made._asdict(), plots.sweep(made), _best(made)
+        yield "sweep_gaussian", made._asdict(), sampling_plots.sweep(made), _best(made)
         images, seeds = _images(run, settings.oracle_images)[0], tuple(range(settings.repeats))
         counts = {"bnrs": tuple(settings.bnrs), "steps": tuple(settings.sweep_steps), "seeds": seeds}
         made = sweep.empirical_sweep(images, **counts, path=run.workdir / "sweep.jsonl")["energy"]
-        yield "sweep_empirical", made._asdict(), plots.sweep(made), _best(made)
+        yield "sweep_empirical", made._asdict(), sampling_plots.sweep(made), _best(made)
         if run.models:
             made = _sweep_models(run)
-            yield "sweep_models", made._asdict(), plots.sweep(made), _best(made)
+            yield "sweep_models", made._asdict(), sampling_plots.sweep(made), _best(made)
 
 
 def _worst(made: manifold.Manifold, measure: str, unit: str) -> str:

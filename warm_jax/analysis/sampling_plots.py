@@ -1,0 +1,238 @@
+"""Pictures of the analyses, by matplotlib's objects (`warm_jax[plot]`): no pyplot, so no state and no window.
+
+12 inches wide, to be saved at 100 dpi or more. The ratios are ordered, so their colours run along one map that rises in
+lightness and that the colour-blind can read, and each has a marker of its own.
+"""
+
+import math
+from typing import Any
+
+import matplotlib
+import matplotlib.backends.backend_agg
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from warm_jax.analysis.manifold import Manifold
+from warm_jax.analysis.sweep import Sweep
+
+_MARKERS = "osD^vP*X"
+_UNITS = {
+    "gap": "gap, nats per dimension",
+    "departure": "departure, nats per dimension",
+    "neighbour": "nearest-neighbour distance\nover the forward states' own, - 1",
+    "energy": "energy distance over\nthe forward states' distance",
+}
+_METRICS = {
+    "w2": "W2 to the data / ‖√P‖",
+    "energy": "energy distance / the data's own distance",
+    "imbalance": "imbalance n Σ p² - 1 of the images found",
+    "nearest": "distance to the nearest image, rms of a pixel",
+}
+
+
+def _figure(height: float) -> Figure:
+    figure = Figure(figsize=(12, height), layout="constrained")
+    matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
+    return figure
+
+
+def _styles(count: int) -> list[dict[str, Any]]:
+    """Colour and marker of each of `count` ordered things, dark to light; none so light that it fades on white."""
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, count))
+    return [{"color": tuple(colour), "marker": _MARKERS[i % len(_MARKERS)]} for i, colour in enumerate(colours)]
+
+
+def _spread(values: list[float], least: float) -> np.ndarray:
+    """Positions near `values` that are `least` apart, in the same order."""
+    order = np.argsort(values, kind="stable")
+    placed = np.array(values, float)[order]
+    for _ in range(200):
+        for i in range(len(placed) - 1):
+            short = least - (placed[i + 1] - placed[i])
+            if short > 1e-9:
+                placed[i] -= short / 2
+                placed[i + 1] += short / 2
+    back = np.empty_like(placed)
+    back[order] = placed
+    return back
+
+
+def _name_ends(axes: Axes, ends: list[tuple[float, float, str, Any]]) -> None:
+    """Writes the name of each curve beside its last point (x, y, name, colour), moved apart where they would meet."""
+    transform = axes.transData + axes.transAxes.inverted()
+    points = [transform.transform((x, y)) for x, y, _, _ in ends]
+    heights = _spread([float(np.clip(point[1], 0.02, 0.98)) for point in points], 0.075)
+    for (x, y, name, colour), height in zip(ends, heights, strict=True):
+        axes.annotate(
+            name, (x, y), (1.03, height), textcoords=axes.transAxes, color=colour, fontsize=10, va="center",
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6}, annotation_clip=False,
+        )  # fmt: skip
+
+
+def _number(value: float) -> str:
+    """Two significant digits, without an exponent where that is short."""
+    if not np.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    digits = 1 - math.floor(math.log10(abs(value)))
+    return f"{value:.{min(max(digits, 0), 4)}f}" if 1e-4 <= abs(value) < 1e5 else f"{value:.1e}"
+
+
+def _linear_width(values: np.ndarray, half: np.ndarray) -> float:
+    """Where a symmetric log axis turns linear: at the size of the noise, so that what is nought looks like it."""
+    noise = half[np.isfinite(half) & (half > 0)]
+    size = np.nanmax(np.abs(values), initial=0.0)
+    return float(max(np.median(noise) if noise.size else 0.0, size / 1e4, 1e-12))
+
+
+# ── Manifold ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _sentence(result: Manifold, row: int) -> str:
+    """What is seen, from the averages over ln β."""
+    mean, half = result.average[row], result.average_half[row]
+    name = str(result.measures[row])
+    lines = []
+    for j in (0, len(result.nfe) - 1):
+        off = [f"{bnr:g}" for bnr, m, h in zip(result.bnrs, mean[:, j], half[:, j], strict=True) if m - h > 0]
+        worst = int(np.nanargmax(mean[:, j]))
+        if off:
+            lines.append(
+                f"at NFE {result.nfe[j]} BNR {', '.join(off)} depart{'s' if len(off) == 1 else ''}, most BNR"
+                f" {result.bnrs[worst]:g} ({name} {_number(mean[worst, j])} ± {_number(half[worst, j])})"
+            )
+        else:
+            lines.append(f"at NFE {result.nfe[j]} no BNR departs from the forward process measurably")
+    sentence = "; ".join(dict.fromkeys(lines))
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def manifold(result: Manifold) -> Figure:
+    """A column for each NFE, a row for each measured departure against β, and the averages over ln β below.
+
+    Bands and bars are 95 % intervals. The sampler runs from left to right: β falls. The axes of departures are
+    logarithmic beyond the noise and linear within.
+    """
+    rows = [i for i in range(len(result.measures)) if np.isfinite(result.mean[i]).any()]
+    shown = [i for i in rows if result.measures[i] in ("gap", "departure")] or rows
+    extra = [i for i in rows if i not in shown]
+    figure = _figure(3.1 * (len(shown) + 1) + 0.5)
+    figure.suptitle(_sentence(result, shown[-1]), fontsize=13)
+    parts = figure.subfigures(2, 1, height_ratios=[len(shown), 1], hspace=0.03)
+    grid = parts[0].subplots(len(shown), len(result.nfe), sharex=True, sharey="row", squeeze=False)
+    below = parts[1].subplots(1, len(shown) + len(extra), squeeze=False)[0]
+    styles, named = _styles(len(result.bnrs)), []
+    for row, measure in enumerate(shown):
+        for column in range(len(result.nfe)):
+            ends = _against_levels(grid[row, column], result, measure, column, styles)
+            if column == len(result.nfe) - 1:
+                named.append((grid[row, column], ends))
+        grid[row, 0].set_ylabel(_UNITS[str(result.measures[measure])])
+    for column, nfe in enumerate(result.nfe):
+        grid[0, column].set_title(f"NFE {nfe}", fontsize=11)
+        grid[-1, column].set_xlabel("noise level β (units of a pixel), falling")
+    for axes, measure in zip(below, [*shown, *extra], strict=True):
+        ends = _against_nfe(axes, result.nfe, result.average[measure], result.average_half[measure], result.bnrs)
+        axes.set_ylabel(_UNITS[str(result.measures[measure])])
+        axes.set_title("averaged over ln β", fontsize=10)
+        if axes is below[-1]:
+            named.append((axes, ends))
+    figure.draw_without_rendering()
+    for axes, ends in named:
+        _name_ends(axes, ends)
+    return figure
+
+
+def _against_levels(axes: Axes, result: Manifold, measure: int, column: int, styles: list[dict]) -> list:
+    """One measure at one NFE; the ends of its curves, for their names."""
+    ends = []
+    width = _linear_width(result.mean[measure], result.half[measure])
+    axes.set_xscale("log")
+    axes.set_yscale("symlog", linthresh=width)
+    axes.axhline(0, color="0.6", linewidth=0.8)
+    for bnr, mean, half, style in zip(
+        result.bnrs, result.mean[measure, :, column], result.half[measure, :, column], styles, strict=True
+    ):
+        there = np.isfinite(mean)
+        x, y, h = result.levels[column, there], mean[there], half[there]
+        axes.fill_between(x, y - h, y + h, color=style["color"], alpha=0.18, linewidth=0)
+        axes.plot(x, y, **style, markersize=3.5, linewidth=1.5)
+        ends.append((x[-1], y[-1], f"BNR {bnr:g}", style["color"]))
+    if not axes.xaxis_inverted():
+        axes.invert_xaxis()
+    axes.grid(alpha=0.25)
+    return ends
+
+
+def _against_nfe(axes: Axes, nfe: np.ndarray, mean: np.ndarray, half: np.ndarray, bnrs: np.ndarray) -> list:
+    """Curves over NFE with error bars, one a BNR, side by side at each NFE; their ends."""
+    ends = []
+    axes.set_xscale("log")
+    known = np.nan_to_num(half)
+    if np.nanmin(mean - known) > 0:
+        axes.set_yscale("log")
+    else:
+        axes.set_yscale("symlog", linthresh=_linear_width(mean, half))
+        axes.axhline(0, color="0.6", linewidth=0.8)
+    for i, (bnr, style) in enumerate(zip(bnrs, _styles(len(bnrs)), strict=True)):
+        x = nfe * 1.02 ** (i - (len(bnrs) - 1) / 2)
+        axes.errorbar(x, mean[i], known[i], **style, markersize=4, linewidth=1.3, capsize=2)
+        ends.append((x[-1], mean[i, -1], f"BNR {bnr:g}", style["color"]))
+    axes.set_xticks(nfe, [str(n) for n in nfe])
+    axes.minorticks_off()
+    axes.set_xlabel("NFE (evaluations of the network)")
+    axes.grid(alpha=0.25)
+    return ends
+
+
+# ── Sweep ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def sweep(result: Sweep) -> Figure:
+    """The table of a metric as a heat map with its numbers, and the same as curves over NFE with 95 % intervals.
+
+    Low is taken for good. Colours are of the logarithm where all values are above 0.
+    """
+    metric = _METRICS.get(str(result.metric), str(result.metric))
+    figure = _figure(5.2)
+    figure.suptitle(_best(result), fontsize=13)
+    left, right = figure.subplots(1, 2)
+    positive = bool(np.nanmin(result.mean) > 0)
+    image = left.imshow(
+        result.mean, cmap="cividis", aspect="auto", origin="lower", norm="log" if positive else "linear"
+    )
+    for (i, j), value in np.ndenumerate(result.mean):
+        half = result.half[i, j]
+        text = _number(value) + (f"\n± {_number(half)}" if np.isfinite(half) and half > 0 else "")
+        dark = image.norm(value) < 0.55
+        left.text(j, i, text, ha="center", va="center", fontsize=10, color="white" if dark else "black")
+    left.set_xticks(range(len(result.nfe)), [str(n) for n in result.nfe])
+    left.set_yticks(range(len(result.bnrs)), [f"{bnr:g}" for bnr in result.bnrs])
+    left.set(xlabel="NFE (evaluations of the network)", ylabel="BNR = blur / noise (pixels per unit)")
+    figure.colorbar(image, ax=left, label=metric)
+    ends = _against_nfe(right, result.nfe, result.mean, result.half, result.bnrs)
+    right.set_ylabel(metric)
+    figure.draw_without_rendering()
+    _name_ends(right, ends)
+    return figure
+
+
+def _best(result: Sweep) -> str:
+    """Which BNR is lowest at the fewest and the most evaluations, and whether the runner-up can be told from it."""
+    lines = []
+    for j in dict.fromkeys((0, len(result.nfe) - 1)):
+        order = np.argsort(result.mean[:, j])
+        first, last = order[0], order[-1]
+        line = f"at NFE {result.nfe[j]} BNR {result.bnrs[first]:g} is lowest ({_number(result.mean[first, j])})"
+        if len(order) > 1:
+            margin = np.nan_to_num(result.half[[first, last], j]).sum()
+            apart = result.mean[last, j] - result.mean[first, j] > margin
+            if apart:
+                line += f", BNR {result.bnrs[last]:g} highest ({_number(result.mean[last, j])})"
+            else:
+                line = f"at NFE {result.nfe[j]} the ratios cannot be told apart"
+        lines.append(line)
+    sentence = "; ".join(lines)
+    return f"{sentence[0].upper()}{sentence[1:]}."
