@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from warm_jax.analysis.markup import Html, join, tag
 
-WIDTH, HEIGHT = 400, 230
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 22, 30  # margins around the plot
+WIDTH, HEIGHT = 400, 244
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 22, 44  # margins around the plot
 POINTS = 500  # of a line; more are averaged in groups
 COLOURS = 6  # the classes that the style sheet has
 _HOVER = 60  # columns that tell their values under the pointer
@@ -88,7 +88,7 @@ def axis(values: Sequence[float], log: bool = False, from_zero: bool = False) ->
     return Axis(low if from_zero and low == 0 else low - room, high + room)
 
 
-def path(line: Line, across: Axis, up: Axis, box: tuple[float, float, float, float]) -> str:
+def path(line: Line, across: Axis, up: Axis, box: tuple[int, int, int, int]) -> str:
     """The `d` of an SVG path in a box (left, top, width, height), a piece for each run without gaps."""
     left, top, width, height = box
     pieces, run = [], []
@@ -135,8 +135,8 @@ def _scale(across: Axis, up: Axis, x_label: str, y_label: str) -> Html:
         parts.append(tag("line", x1=x, x2=x, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM + 4, class_="tick"))
         parts.append(tag("text", label(value), x=x, y=HEIGHT - BOTTOM + 17, text_anchor="middle"))
     parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM, class_="tick"))
-    parts.append(tag("text", y_label, x=2, y=11, class_="name"))
-    parts.append(tag("text", x_label, x=WIDTH - RIGHT, y=HEIGHT - BOTTOM - 5, text_anchor="end", class_="name"))
+    parts.append(tag("text", y_label, x=0, y=11))
+    parts.append(tag("text", x_label, x=WIDTH - RIGHT, y=HEIGHT - BOTTOM + 34, text_anchor="end"))
     return join(*parts)
 
 
@@ -194,11 +194,11 @@ def chart(
     return tag("figure", heading, tag("svg", drawing, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=summary))
 
 
-def spark(line: Line) -> Html:
-    """A curve the size of a word, logarithmic, without axes; empty where nothing is positive."""
+def spark(line: Line, colour: int = 0) -> Html:
+    """A curve the size of a word, logarithmic, of the class `line-<colour>`; empty where nothing is positive."""
     drawn = _clean([line], log=True)
     if not drawn:
         return Html("")
     across, up = axis(drawn[0].x), axis([y for y in drawn[0].y if y is not None], log=True)
-    curve = tag("path", d=path(thin(drawn[0], 60), across, up, (2, 2, 86, 18)), class_="line line-0")
+    curve = tag("path", d=path(thin(drawn[0], 60), across, up, (2, 2, 86, 18)), class_=f"line line-{colour}")
     return tag("svg", curve, viewBox="0 0 90 22", class_="spark", role="img", aria_label=f"{line.name} over time")

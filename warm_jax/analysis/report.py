@@ -8,6 +8,7 @@ import re
 
 from warm_jax import workdirs
 from warm_jax.analysis import sections
+from warm_jax.analysis.blocks import flat, pairs, plain
 from warm_jax.analysis.charts import number, shown
 from warm_jax.analysis.contents import Contents, gather
 from warm_jax.analysis.markup import Html, join, tag
@@ -73,11 +74,11 @@ def _header(contents: Contents) -> Html:
     facts = _facts(contents)
     kind = "comparison" if contents.comparison else "run"
     title = join(tag("p", f"warm_jax {kind}", class_="kicker"), tag("h1", contents.name))
-    return tag("header", title, sections.pairs(facts, "facts") if facts else "", notes if contents.notes else "")
+    return tag("header", title, pairs(facts, "facts") if facts else "", notes if contents.notes else "")
 
 
 def _facts(contents: Contents) -> dict[str, str]:
-    config, plain, facts = sections.flat(contents.config), sections.plain, {}
+    config, facts = flat(contents.config), {}
     if "process.system" in config:
         ratio = number(config.get("process.bnr"))
         facts["System"] = plain(config["process.system"]) + (f", BNR {ratio:g}" if ratio is not None else "")

@@ -1,11 +1,10 @@
 """The sections of a report: what was read from a workdir, as HTML. Each is empty where its part is missing."""
 
-import base64
 import math
 import pathlib
-from collections.abc import Sequence
 
-from warm_jax.analysis.charts import Line, chart, number, shown, spark
+from warm_jax.analysis.blocks import figure, flat, pairs, plain, plates, table
+from warm_jax.analysis.charts import POINTS, Line, chart, number, shown, spark
 from warm_jax.analysis.contents import Contents, Picture
 from warm_jax.analysis.markup import Html, join, tag
 
@@ -21,58 +20,14 @@ _CAPTIONS = {
     "chance would make it.",
 }
 _HOW = ("images", "count", "numbers", "system", "bnr", "solver", "steps", "nfe", "guidance", "reference")
-_NAMES = {"nfe": "NFE", "bnr": "BNR", "numbers": "seeds or numbers"}
-_MOST = 12  # items of a list or table that are shown
+_NAMES = {"nfe": "NFE", "bnr": "BNR", "numbers": "seeds or numbers", "spectrum": "spectral slope by k"}
+_FEW = 3  # evaluations that stand beside each other
 _AGAIN = """import json, pathlib, ml_collections
 
 def get_config(system="warm"):
     saved = pathlib.Path(__file__).with_name("config.json").read_text()
     return ml_collections.ConfigDict(json.loads(saved))
 """
-
-
-# ── Parts that several sections use ──────────────────────────────────────────────────────────────────────────────────
-
-
-def flat(tree: dict, prefix: str = "") -> dict[str, object]:
-    """The leaves of nested dicts by their names with dots."""
-    leaves = {}
-    for name, value in tree.items():
-        leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return leaves
-
-
-def plain(value: object) -> str:
-    """A value of a JSON file for reading; of long lists the beginning."""
-    if value is None or value == "":
-        return "unset"
-    if isinstance(value, dict):
-        value = [f"{key}: {plain(one)}" for key, one in value.items()]
-    if isinstance(value, list):
-        more = f", … ({len(value)} in all)" if len(value) > _MOST else ""
-        return ", ".join(map(plain, value[:_MOST])) + more or "none"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def pairs(values: dict[str, str], kind: str = "pairs") -> Html:
-    """A list of names and values; `kind` is its class in the style sheet."""
-    return tag("dl", *(tag("div", tag("dt", key), tag("dd", value)) for key, value in values.items()), class_=kind)
-
-
-def _table(about: str, head: Sequence[str], rows: Sequence[Sequence[object]], words: int = 1) -> Html:
-    """A table that scrolls within its own box; after the first `words` columns come numbers."""
-    kinds = [None if i < words else "number" for i in range(len(head))]
-    top = [tag("th", name, scope="col", class_=kind) for name, kind in zip(head, kinds, strict=True)]
-    body = [[tag("td", cell, class_=kind) for cell, kind in zip(row, kinds, strict=False)] for row in rows]
-    table = tag("table", tag("thead", tag("tr", *top)), tag("tbody", *(tag("tr", *cells) for cells in body)))
-    return tag("div", table, class_="scroll", tabindex=0, role="region", aria_label=about)
-
-
-def _figure(picture: Picture, title: str, caption: str = "") -> Html:
-    encoded = base64.b64encode(picture.content).decode()
-    size = {"width": picture.width, "height": picture.height}
-    image = tag("img", src=f"data:image/png;base64,{encoded}", alt=f"{title} {caption}".strip(), **size)
-    return tag("figure", image, tag("figcaption", tag("strong", title), " ", caption), class_="picture")
 
 
 def _under(contents: Contents, folder: str) -> list[Picture]:
@@ -88,9 +43,9 @@ def samples(contents: Contents) -> Html:
     if isinstance(settings, dict) and "checkpoint_step" in contents.made_with:
         step = plain(contents.made_with["checkpoint_step"])
         how = f"Checkpoint of step {step}; {plain(settings.get('solver'))}, {plain(settings.get('steps'))} steps."
-    drawn = [_figure(picture, "Samples.", how) for picture in _under(contents, "samples/")]
+    drawn = [figure(picture, "Samples.", how) for picture in _under(contents, "samples/")]
     steps = [(int(pathlib.PurePath(picture.path).stem), picture) for picture in _under(contents, "grids/")]
-    previews = [_figure(picture, f"Step {step:,}.") for step, picture in steps]
+    previews = [figure(picture, f"Step {step:,}.") for step, picture in steps]
     if not previews:
         return join(*drawn)
     told = tag("p", "The same noise and classes at each step, so that what changes is the network.")
@@ -116,9 +71,11 @@ def training(rows: list[dict]) -> Html:
         chart([_line(rows, "learning_rate", "rate")], title="Learning rate", y_label="rate", from_zero=True),
         chart([_line(rows, "images_per_second", "speed")], title="Speed", y_label="images a second", from_zero=True),
     ]
+    size = -(-len(rows) // POINTS)
+    told = tag("p", f"Each point is the mean of {size} reports.") if size > 1 else ""
     lost = sum(number(row.get("nonfinite_steps")) or 0 for row in rows)
     note = tag("p", f"The loss of {lost:,.0f} steps was not finite; they count for nothing here.", class_="notes")
-    return join(note if lost else "", tag("div", *charts, class_="charts"), _by_noise(rows, heads))
+    return join(note if lost else "", told, tag("div", *charts, class_="charts"), _by_noise(rows, heads))
 
 
 def _begin(interval: str) -> float:
@@ -136,15 +93,15 @@ def _by_noise(rows: list[dict], heads: list[str]) -> Html:
     body = []
     for interval in sorted(intervals, key=lambda name: (_begin(name), name)):
         cells: list[object] = [interval.replace("-inf", " and more").replace("-", " – ")]
-        for head in heads:
+        for colour, head in enumerate(heads):
             line = _line(rows, f"loss_{head}/noise_{interval}", f"{head}, noise {interval}")
-            cells += [spark(line), shown(next((y for y in reversed(line.y) if y is not None), None))]
+            cells += [spark(line, colour), shown(next((y for y in reversed(line.y) if y is not None), None))]
         body.append(cells)
     if not body or not heads:
         return Html("")
     told = tag("p", "Each course has a logarithmic scale of its own; beside it the last value.")
     columns = [title for head in heads for title in (head, "last")]
-    return join(tag("h3", "Loss by noise level"), told, _table("Loss by noise level", ["noise", *columns], body))
+    return join(tag("h3", "Loss by noise level"), told, table("Loss by noise level", ["noise", *columns], body))
 
 
 # ── Scores and comparisons ───────────────────────────────────────────────────────────────────────────────────────────
@@ -182,22 +139,24 @@ def scores(rows: list[dict]) -> Html:
     how = {
         key: [plain(row[key]) if key in row else "–" for row in rows] for key in _HOW if any(key in row for row in rows)
     }
-    shared = [f"{_NAMES.get(key, key)} {values[0]}" for key, values in how.items() if len(set(values)) == 1]
-    varying = [key for key, values in how.items() if len(set(values)) > 1]
-    head = ["checkpoint", *(_NAMES.get(key, key) for key in varying), *names]
-    steps = [plain(row["checkpoint_step"]) if "checkpoint_step" in row else "–" for row in rows]
-    body = [
-        [steps[i], *(how[key][i] for key in varying), *(found.get(name, "–") for name in names)]
-        for i, found in enumerate(cells)
-    ]
+    shared = {_NAMES.get(key, key): values[0] for key, values in how.items() if len(set(values)) == 1}
+    columns = {"checkpoint": [plain(row["checkpoint_step"]) if "checkpoint_step" in row else "–" for row in rows]}
+    columns |= {_NAMES.get(key, key): values for key, values in how.items() if len(set(values)) > 1}
+    words = len(columns)
+    columns |= {name: [found.get(name, "–") for found in cells] for name in names}
+    if len(rows) <= _FEW:  # a column an evaluation, since a phone is narrow and the names are long
+        top = ["checkpoint", *columns.pop("checkpoint")]
+        made = table("Scores", top, [[key, *row] for key, row in columns.items()])
+    else:
+        made = table("Scores", list(columns), list(zip(*columns.values(), strict=True)), words)
+    said = [plain(item) for row in rows if isinstance(row.get("cautions"), list) for item in row["cautions"]]
+    notes = tag("ul", *(tag("li", item) for item in dict.fromkeys(said)), class_="fine") if said else ""
     told = (
-        "Lower is better, but for is, precision and recall. A score is only comparable at the same count, features and "
+        "Lower is better, except for is, precision and recall. Scores can be compared only at the same count, features "
+        "and reference."
     )
-    said = [item for row in rows if isinstance(row.get("cautions"), list) for item in row["cautions"]]
-    notes = tag("ul", *(tag("li", plain(item)) for item in dict.fromkeys(map(plain, said))), class_="fine")
-    alike = tag("p", f"In all rows: {', '.join(shared)}.") if shared else ""
-    table = _table("Scores", head, body, words=1 + len(varying))
-    return join(tag("p", f"{told}reference."), alike, table, notes if said else "", _by_checkpoint(rows))
+    alike = tag("p", "; ".join(f"{key} {value}" for key, value in shared.items()), class_="fine") if shared else ""
+    return join(tag("p", told), alike, made, notes, _by_checkpoint(rows))
 
 
 def _by_checkpoint(rows: list[dict]) -> Html:
@@ -218,12 +177,12 @@ def _by_checkpoint(rows: list[dict]) -> Html:
 def comparison(contents: Contents) -> Html:
     """The table of compare.md, its notes, and the picture of the same seeds."""
     lines = [line.strip() for line in contents.comparison.splitlines() if line.strip()]
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    rows = [row for row in table[1:] if set("".join(row)) - set("-:")]  # without the rule under the head
-    parts: list[object] = [_table("Comparison", table[0], rows, words=2)] if table else []
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    rows = [row for row in cells[1:] if set("".join(row)) - set("-:")]  # without the rule under the head
+    parts: list[object] = [table("Comparison", cells[0], rows, words=2)] if cells else []
     parts += [tag("p", line, class_="fine") for line in lines if not line.startswith("|")]
     told = "A row a system and sampler, the same seeds in each: look at what the scores do not say."
-    parts += [_figure(picture, "Samples.", told) for picture in _under(contents, "compare.png")]
+    parts += [figure(picture, "Samples.", told) for picture in _under(contents, "compare.png")]
     if parts and contents.runs:
         parts.append(tag("p", f"Its runs are workdirs of their own: {', '.join(contents.runs)}.", class_="fine"))
     return join(*parts)
@@ -232,29 +191,33 @@ def comparison(contents: Contents) -> Html:
 # ── Figures, data, settings ──────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _known(stem: str) -> str:
+    """The analysis that made figures/<stem>.png; empty for another picture."""
+    return next((name for name in _CAPTIONS if stem == name or stem.startswith((f"{name}_", f"{name}-"))), "")
+
+
 def figures(contents: Contents) -> Html:
-    """The pictures of analyses, each with what to look for."""
-    made = []
-    for picture in _under(contents, "figures/"):
-        stem = pathlib.PurePath(picture.path).stem
-        known = [name for name in _CAPTIONS if stem == name or stem.startswith((f"{name}_", f"{name}-"))]
-        title = stem.replace("_", " ").capitalize()
-        made.append(_figure(picture, f"{title}.", _CAPTIONS[known[0]] if known else ""))
-    return join(*made)
+    """The pictures of analyses, each with what to look for; then any others."""
+    found = [(pathlib.PurePath(picture.path).stem, picture) for picture in _under(contents, "figures/")]
+    found.sort(key=lambda pair: [*_CAPTIONS, ""].index(_known(pair[0])))
+    made = [
+        (picture, f"{stem.replace('_', ' ').capitalize()}.", _CAPTIONS.get(_known(stem), "")) for stem, picture in found
+    ]
+    return plates([figure(*one) for one in made])
 
 
 def data(contents: Contents) -> Html:
     """Which images were seen, and what --mode=inspect found in them."""
-    seen, found = flat(contents.data), dict(contents.inspected)
-    for key in ("broken", "to_prepare"):
-        if isinstance(found.get(key), list):
-            found[key] = [f"{len(found[key])}", *found[key][:3]] if found[key] else "0"
+    seen, found = contents.data, {key: one for key, one in contents.inspected.items() if contents.data.get(key) != one}
+    for key, part in (("duplicates", "images_too_many"), ("spectrum", "slopes")):
+        if isinstance(found.get(key), dict):
+            found[key] = found[key].get(part)
+    told = {key: plain(value) for key, value in seen.items()}
+    named = {_NAMES.get(key, key.replace("_", " ")): plain(value) for key, value in found.items()}
     titles = {"inspect/contact_sheet.png": "Images of the set.", "inspect/spectrum.png": "Their radial power spectrum."}
-    parts: list[object] = [pairs({key: plain(value) for key, value in seen.items()})] if seen else []
-    if found:
-        parts += [tag("h3", "Inspected"), pairs({key.replace("_", " "): plain(value) for key, value in found.items()})]
-    parts += [_figure(picture, titles[picture.path]) for picture in _under(contents, "inspect/")]
-    return join(*parts)
+    shots = [figure(picture, titles[picture.path]) for picture in _under(contents, "inspect/")]
+    inspected = join(tag("h3", "Inspected"), pairs(named)) if named else ""
+    return join(pairs(told) if told else "", inspected, plates(shots))
 
 
 def config(tree: dict) -> Html:
@@ -268,26 +231,26 @@ def config(tree: dict) -> Html:
     return tag("div", *made, class_="cards") if made else Html("")
 
 
-def network(table: str) -> Html:
-    """The network, layer by layer, folded."""
-    if not table.strip():
+def network(parameters: str) -> Html:
+    """The network, layer by layer, folded under its last line, the total."""
+    if not parameters.strip():
         return Html("")
-    last = table.strip().splitlines()[-1]
-    return tag("details", tag("summary", last), tag("pre", table, tabindex=0))
+    total = parameters.strip().splitlines()[-1].replace("--", "–")
+    return tag("details", tag("summary", total), tag("pre", parameters, tabindex=0))
 
 
 def environment(contents: Contents) -> Html:
     """What wrote the page, and how to train the same again."""
     parts = [
         tag("p", "Of the process that wrote this page; a run does not record the one that trained it."),
-        pairs(contents.environment),
+        pairs(contents.environment, "pairs columns"),
     ]
     if contents.config:
         command = "python -m warm_jax.main --config=FOLDER/again.py --workdir=NEW"
         parts += [
             tag("h3", "To train the same again"),
-            tag("p", "All values are in config.json. Save this as again.py in the same FOLDER, then"),
-            tag("pre", command, tabindex=0),
+            tag("p", "All values are in config.json. Save this beside it, in the same FOLDER, as again.py:"),
             tag("pre", _AGAIN, tabindex=0),
+            tag("pre", command, tabindex=0),
         ]
     return join(*parts)
