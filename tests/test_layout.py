@@ -128,6 +128,17 @@ def test_who_may_import_what(name):
         assert name in within("main", *PROGRAMS), f"{name} imports the program {program}"
 
 
+def test_the_report_needs_no_plotting_library():
+    """A page of a run on a machine without matplotlib, and of what other analyses left there, whatever made it."""
+    for name in ("markup", "charts", "contents", "blocks", "sections", "report"):
+        module = f"warm_jax.analysis.{name}"
+        outside = {other.split(".")[0] for other in imports(MODULES[module])} - set(sys.stdlib_module_names)
+        assert outside <= {"jax", "PIL", "warm_jax"}, name
+        assert own(module) <= within(
+            "workdirs", *(f"analysis.{part}" for part in ("markup", "charts", "contents", "blocks", "sections"))
+        ), name
+
+
 def test_no_circles():
     done, doing = set(), []
 
