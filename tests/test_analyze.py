@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import scipy.fft
 import tiny
-from warm_jax.analysis import sweep
 
 from warm_jax import analyze, checkpoint, experiment, preemption, workdirs
+from warm_jax.analysis import sweep
 from warm_jax.data import sources
 
 

@@ -1,8 +1,8 @@
 """The paper's figures of a data set and of trained models: `figures/NAME.npz`, `figures/NAME.png`, and `report.html`.
 
-What is measured is in `analysis/`, one pure function a figure, drawn by `analysis/plots.py` and `sampling_plots.py`; here a config becomes
-their arguments. Without a checkpoint the figures are of the data and of the exact predictors; the models of
-`analysis.models`, or the workdir's own, join in where a figure is also of models.
+What is measured is in `analysis/`, one pure function a figure, drawn by its `plots.py` and `sampling_plots.py`; here a
+config becomes their arguments. Without a checkpoint the figures are of the data and of the exact predictors; the models
+of `analysis.models`, or the workdir's own, join in where a figure is also of models.
 """
 
 import dataclasses

@@ -116,7 +116,7 @@ def check_power(power: np.ndarray) -> None:
         raise ValueError(f"a DCT power has shape [h, w], finite values ≥ 0 and not all 0; this one: {power.shape}")
 
 
-def check_levels(betas: np.ndarray) -> np.ndarray:
+def check_levels(betas: np.ndarray | tuple[float, ...]) -> np.ndarray:
     """Noise levels as float64; ValueError unless there are some, each finite and above 0."""
     betas = np.asarray(betas, np.float64)
     if betas.ndim != 1 or not len(betas) or not np.all((betas > 0) & np.isfinite(betas)):
