@@ -125,7 +125,7 @@ def test_the_page_holds_what_the_workdir_holds(workdir):
     )
     assert page.after("Images seen") == "2,400"  # 150 steps of 16
     assert page.after("fd_cnn_1k") == "3.25"
-    assert (page.after("2 and more"), page.after("0.5 – 1")) == ("", "")  # a curve, then its last value
+    assert (page.after("≥ 2"), page.after("0.5 – 1")) == ("", "")  # a curve, then its last value
     assert page.cells[page.cells.index("0.5 – 1") + 2 :][:3:2] == ["0.25", "0.125"]
     assert "0.5 ± 0.12" in page.cells and "too few images" in page.cells
     assert page.after("warm") == "8.571 ± 0.31" and page.after("hot") == "8.707 ± 0.55" and "---" not in page.cells

@@ -186,7 +186,8 @@ def chart(
     for i, line in enumerate(drawn):
         last = next(y for y in reversed(line.y) if y is not None)
         curves.append(tag("path", d=path(line, across, up, box), class_=f"line line-{i % COLOURS}"))
-        legend.append(tag("li", line.name, " ", tag("b", shown(last)), class_=f"key-{i % COLOURS}"))
+        name = line.name if len(drawn) > 1 else "last"  # the title says what a single line is
+        legend.append(tag("li", name, " ", tag("b", shown(last)), class_=f"key-{i % COLOURS}"))
         said.append(f"{line.name} ends at {shown(last)}")
     heading = tag("figcaption", tag("strong", title), tag("ul", *legend, class_="legend"))
     summary = f"{title} by {x_label}{', logarithmic' if log else ''}: {'; '.join(said)}"

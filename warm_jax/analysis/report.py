@@ -84,7 +84,9 @@ def _facts(contents: Contents) -> dict[str, str]:
         facts["System"] = plain(config["process.system"]) + (f", BNR {ratio:g}" if ratio is not None else "")
     if "data.source" in config:
         side, count = plain(config.get("data.image_size")), number(contents.data.get("images"))
-        facts["Images"] = (f"{count:,.0f} of " if count else "") + f"{side}×{side}, {plain(config['data.source'])}"
+        source = plain(config["data.source"])
+        source = source if len(source) <= 40 else f"…{source[-32:]}"  # whole under Data and Config
+        facts["Images"] = (f"{count:,.0f} of " if count else "") + f"{side}×{side}, {source}"
     if total := re.search(r"^Total: ([\d,]+)", contents.parameters, re.MULTILINE):
         facts["Parameters"] = total[1]
     if contents.metrics:

@@ -92,7 +92,7 @@ def _by_noise(rows: list[dict], heads: list[str]) -> Html:
     intervals = {key.removeprefix(prefix) for row in rows for key in row if key.startswith(prefix)}
     body = []
     for interval in sorted(intervals, key=lambda name: (_begin(name), name)):
-        cells: list[object] = [interval.replace("-inf", " and more").replace("-", " – ")]
+        cells: list[object] = [f"≥ {interval[:-4]}" if interval.endswith("-inf") else interval.replace("-", " – ", 1)]
         for colour, head in enumerate(heads):
             line = _line(rows, f"loss_{head}/noise_{interval}", f"{head}, noise {interval}")
             cells += [spark(line, colour), shown(next((y for y in reversed(line.y) if y is not None), None))]
