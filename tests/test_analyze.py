@@ -137,4 +137,4 @@ def test_refused_models(tmp_path):
         analyze.prepare(config, tmp_path / "none", "report", -1)
     config.analysis.models = ()
     with pytest.raises(FileNotFoundError, match="no checkpoint of step 5"):
-        analyze.prepare(config, tmp_path / "hot", "learning", 5)
+        analyze.prepare(tiny.config("hot"), tmp_path / "hot", "learning", 5)

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from warm_jax import evaluate, experiment, generate, log, pictures, preemption, reference, trained, workdirs
@@ -68,11 +69,10 @@ def check(settings: ConfigDict) -> None:
 def _models(config: ConfigDict, workdir: pathlib.Path, step: int) -> dict[float, trained.Model]:
     """The models that join in, by the BNR at which they are sampled. ValueError or OSError for what cannot."""
     named = [pathlib.Path(folder) for folder in config.analysis.models]
-    if not named and not generate.checkpoint_steps(workdir):
-        if step != -1:
-            generate.require_checkpoint(workdir, step)
+    if not named and step == -1 and not generate.checkpoint_steps(workdir):
         return {}
     if not named:
+        generate.require_checkpoint(workdir, step)
         workdirs.check_same(config, workdir, workdirs.MODEL_KEYS)
     found: dict[float, trained.Model] = {}
     for folder in named or [workdir]:
@@ -140,7 +140,12 @@ def _images(run: Run, most: int) -> tuple[Float[np.ndarray, "n h w c"], np.ndarr
     """At most `most` images of the source, spread over it, on [-1, 1]; and their classes."""
     chosen = reference.spread(len(run.source), most)
     parts = [run.source.read(part) for part in np.array_split(chosen, -(-len(chosen) // 1000))]
-    return np.asarray(pictures.from_uint8(np.concatenate([p[0] for p in parts]))), np.concatenate([p[1] for p in parts])
+    images, labels = (np.concatenate(both) for both in zip(*parts, strict=True))
+    return _in_model_units(images), labels
+
+
+def _in_model_units(images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n h w c"]:
+    return np.asarray(pictures.from_uint8(jnp.asarray(images)))
 
 
 def _measured(run: Run) -> spectra.Measured:
@@ -162,7 +167,7 @@ def _spectra(run: Run) -> tuple[Any, str]:
 
 def _corruption(run: Run) -> tuple[Any, str]:
     settings = run.config.analysis
-    image = np.asarray(pictures.from_uint8(run.source.read(np.array([settings.image]))[0][0]))
+    image = _in_model_units(run.source.read(np.array([settings.image]))[0])[0]
     bnrs = (*settings.bnrs, math.inf) if max(settings.bnrs) > 0 else tuple(settings.bnrs)
     made = corruption.corruption(jax.random.key(run.config.seed), image, bnrs, _PICTURE_LEVELS)
     return made, f"image {settings.image} of {run.source.spec} at {len(bnrs)} ratios and {len(_PICTURE_LEVELS)} levels"
@@ -196,7 +201,7 @@ def _learning(run: Run) -> tuple[Any, str]:
 
 def _oracle(run: Run, say: Callable[[str], None]) -> manifold.Manifold:
     settings = run.config.analysis
-    images = _images(run, settings.oracle_images)[0]
+    images = jnp.asarray(_images(run, settings.oracle_images)[0])
     return manifold.manifold(
         manifold.empirical,
         images,
