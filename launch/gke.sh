@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Trains on GKE, on a TPU slice or a pool of GPU nodes: fills in gke_jobset.yaml. See usage() below, or run it with --help.
+# Trains on GKE, on a TPU slice or a pool of GPU nodes: fills in gke_jobset.yaml. See usage() below, or --help.
 set -euo pipefail
 
 usage() {
   cat <<'USAGE'
-Usage: launch/gke.sh --accelerator=ACCELERATOR --image=IMAGE --config=FILE --workdir=gs://… [flags] [-- flags of warm_jax.main]
+Usage: launch/gke.sh --accelerator=ACCELERATOR --image=IMAGE --config=FILE --workdir=gs://… [flags]
+                     [-- flags of warm_jax.main]
 
 A TPU slice
   --accelerator=tpu-v5-lite-podslice | tpu-v6e-slice | tpu-v5p-slice | tpu-v4-podslice
@@ -28,8 +29,9 @@ Both
   --dry-run            print the YAML and apply nothing
 
 Example
-  launch/gke.sh --accelerator=tpu-v5-lite-podslice --topology=4x4 --spot --image=REGION-docker.pkg.dev/PROJECT/REPO/warm_jax \
-      --service-account=trainer --config=configs/cifar10.py --workdir=gs://BUCKET/cifar10 -- --config.process.bnr=1
+  launch/gke.sh --accelerator=tpu-v5-lite-podslice --topology=4x4 --spot \
+      --image=REGION-docker.pkg.dev/PROJECT/REPO/warm_jax --service-account=trainer \
+      --config=configs/cifar10.py --workdir=gs://BUCKET/cifar10 -- --config.process.bnr=1
 USAGE
 }
 
@@ -44,8 +46,8 @@ name=warm-jax namespace='' max_restarts=10 grace=120 spot=false dry_run=false
 
 while (($#)); do
   case $1 in
-    --accelerator=* | --topology=* | --chips-per-host=* | --gpus=* | --nodes=* | --image=* | --config=* | --workdir=* | \
-      --service-account=* | --shared=* | --name=* | --namespace=* | --max-restarts=* | --grace=*)
+    --accelerator=* | --topology=* | --chips-per-host=* | --gpus=* | --nodes=* | --image=* | --config=* | \
+      --workdir=* | --service-account=* | --shared=* | --name=* | --namespace=* | --max-restarts=* | --grace=*)
       flag=${1%%=*}
       flag=${flag#--}
       printf -v "${flag//-/_}" %s "${1#*=}"
@@ -87,17 +89,17 @@ if [[ -n $shared ]]; then
     fail "--shared=$shared; give the claim and where it is mounted, for example --shared=runs:/runs"
 fi
 if [[ $workdir == gs://?* ]]; then
-  [[ -n $service_account ]] || fail "--service-account is missing, for example --service-account=trainer: the pods need" \
-    "one that is bound to an identity with access to $workdir (Workload Identity; launch/README.md says how)"
+  [[ -n $service_account ]] || fail "--service-account is missing, for example --service-account=trainer: the pods" \
+    "need one that is bound to an identity with access to $workdir (Workload Identity; launch/README.md says how)"
 else
-  [[ -n $shared ]] || fail "--workdir=$workdir is on one pod's own disk, which goes with the pod; give gs://BUCKET/PATH," \
-    "or --shared=CLAIM:/PATH, a claim that all pods mount"
+  [[ -n $shared ]] || fail "--workdir=$workdir is on one pod's own disk, which goes with the pod; give" \
+    "gs://BUCKET/PATH, or --shared=CLAIM:/PATH, a claim that all pods mount"
   [[ $workdir == "${mount%/}"/?* ]] || fail "--workdir=$workdir is not in $mount, where --shared=$shared is mounted"
 fi
 
 # ── Hosts, from the shape of the slice or the size of the pool ──
 
-slice() { # sets hosts and chips (of a host); the shapes that GKE has: cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus
+slice() { # sets hosts and chips (of a host); which shapes there are: GKE's documentation, "Plan TPUs in GKE"
   local shapes product=1 side sides more=''
   [[ $topology =~ ^[1-9][0-9]*(x[1-9][0-9]*)+$ ]] || fail "--topology=$topology; it is written as 4x4 or 2x2x2"
   IFS=x read -r -a sides <<<"$topology"
@@ -112,11 +114,12 @@ slice() { # sets hosts and chips (of a host); the shapes that GKE has: cloud.goo
       fi
       ;;
   esac
-  [[ " $shapes " == *" $topology "* ]] || fail "$accelerator has no slice of --topology=$topology; choose one of $shapes$more"
+  [[ " $shapes " == *" $topology "* ]] || fail "$accelerator has no slice of --topology=$topology; choose one" \
+    "of $shapes$more"
   chips=${chips_per_host:-$((product < 4 ? product : 4))}
   case $topology,$chips in
     1x1,1 | 2x4,8 | *,4) ;;
-    *) fail "--chips-per-host=$chips_per_host does not fit $topology; hosts have 4 chips, but 8 where a 2x4 slice is one" ;;
+    *) fail "--chips-per-host=$chips_per_host does not fit $topology; hosts have 4 chips, and 8 where 2x4 is one host" ;;
   esac
   hosts=$((product / chips))
 }
@@ -165,9 +168,9 @@ print(string.Template("\n".join(kept)).substitute(values))
 PYTHON
 }
 
-yaml=$(render name="$name" accelerator="$accelerator" topology="$topology" hosts="$hosts" chips="$chips" image="$image" \
-  service_account="$service_account" claim="$claim" mount="$mount" max_restarts="$max_restarts" grace="$grace" \
-  -- --config="$config" --workdir="$workdir" "$@")
+yaml=$(render name="$name" accelerator="$accelerator" topology="$topology" hosts="$hosts" chips="$chips" \
+  image="$image" service_account="$service_account" claim="$claim" mount="$mount" \
+  max_restarts="$max_restarts" grace="$grace" -- --config="$config" --workdir="$workdir" "$@")
 
 if $dry_run; then
   printf '%s\n' "$yaml"

@@ -165,7 +165,7 @@ ask() { # ask tpu-vm|queued-resources FIELD: that field of its description; gone
   # state: running | ended STATUS | cut off | not started
   state='d=$HOME/warm_jax; p=$(cat "$d/pid" 2>/dev/null || echo none)
 if tr "\0" " " 2>/dev/null <"/proc/$p/cmdline" | grep -q warm_jax.main; then s=running
-elif [ -f "$d/exit" ]; then s="ended $(cat "$d/exit")"
+elif [ -s "$d/exit" ] || { [ -f "$d/pid" ] && sleep 1 && [ -s "$d/exit" ]; }; then s="ended $(cat "$d/exit")"
 elif [ -f "$d/pid" ]; then s="cut off"
 else s="not started"; fi'
   idle=$state'
@@ -185,6 +185,7 @@ cd "$d/src"; rm -f ../exit ../pid
 export JAX_PLATFORMS=tpu,cpu PYTHONUNBUFFERED=1
 nohup setsid sh -c "\"\$@\" & echo \$! >../pid; wait \$!; echo \$? >../exit" sh \
   "$d/venv/bin/python" -m warm_jax.main "$@" >>../train.log 2>&1 </dev/null &
+for i in 1 2 3 4 5 6 7 8 9 10; do [ -s ../pid ] && break; sleep 0.3; done
 echo "$(hostname): started"'
   status_script=$state'
 echo "$(hostname): $s"; tail -n 1 "$d/train.log" 2>/dev/null || true'
@@ -272,7 +273,7 @@ watch() {
   if $dry_run; then
     echo "# every $poll s, until the training has ended:"
     on 0 "$state_script"
-    echo "# cut off, or ended with 75: again, at most $retry times; where the machine is gone: delete, create, install, run"
+    echo "# cut off, or ended with 75: again, at most $retry times, where the machine is gone on a new one"
     ! $delete_after || remove
     return
   fi
@@ -292,8 +293,8 @@ watch() {
       running,* | ,READY | *,unknown) ;; # without an answer only the line may have failed
       *)
         if ((again >= retry)); then
-          say "error: the training is not running (${state:-no answer}, machine $machine) after $again new starts; give a" \
-            "greater --retry, or '$0 delete'"
+          say "error: the training is not running (${state:-no answer}, machine $machine) after $again new starts;" \
+            "give a greater --retry, or '$0 delete'"
           return 75
         fi
         again=$((again + 1))
@@ -346,7 +347,8 @@ case $command in
     if ((retry)) || $delete_after; then
       watch
     else
-      say "it costs money until you delete it: $0 delete --name=$name --zone=$zone$($queued && echo ' --queued' || true)"
+      if $queued; then where+=(--queued); fi
+      say "it costs money until you delete it: $0 delete --name=$name ${where[*]}"
     fi
     ;;
   *) "$command" ;;
