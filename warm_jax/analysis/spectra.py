@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 LEVELS = (math.exp(-2.4), 1.0)  # EDM's training levels, ln β ~ N(-1.2, 1.2²): mean ± one standard deviation
+Numbers = Float[np.ndarray, " n"] | tuple[float | int, ...]
 _GRID = np.geomspace(0.01, 80, 91)  # levels of the curves
 
 
@@ -116,12 +117,20 @@ def check_power(power: np.ndarray) -> None:
         raise ValueError(f"a DCT power has shape [h, w], finite values ≥ 0 and not all 0; this one: {power.shape}")
 
 
-def check_levels(betas: np.ndarray) -> np.ndarray:
+def check_levels(betas: Numbers) -> Float64[np.ndarray, " n"]:
     """Noise levels as float64; ValueError unless there are some, each finite and above 0."""
     betas = np.asarray(betas, np.float64)
     if betas.ndim != 1 or not len(betas) or not np.all((betas > 0) & np.isfinite(betas)):
         raise ValueError(f"noise levels must be a list of finite numbers above 0, not {betas.tolist()}")
     return betas
+
+
+def check_ratios(bnrs: Numbers) -> Float64[np.ndarray, " n"]:
+    """Blur-to-noise ratios as float64; ValueError unless there are some, each finite and at least 0."""
+    ratios = np.asarray(bnrs, np.float64)
+    if not len(ratios) or not np.all((ratios >= 0) & np.isfinite(ratios)):
+        raise ValueError(f"blur-to-noise ratios must be a list of finite numbers of at least 0, not {ratios.tolist()}")
+    return ratios
 
 
 def _allowed(power: np.ndarray, budget: float, betas: np.ndarray) -> np.ndarray:
@@ -130,7 +139,7 @@ def _allowed(power: np.ndarray, budget: float, betas: np.ndarray) -> np.ndarray:
     return np.asarray(jax.jit(schedule)(jnp.asarray(betas, jnp.float32)), np.float64) / betas
 
 
-def recommended_bnr(power: Float[np.ndarray, "h w"], budget: float, betas: Float[np.ndarray, " n"]) -> float:
+def recommended_bnr(power: Float[np.ndarray, "h w"], budget: float, betas: Numbers) -> float:
     """The largest constant BNR that loses no more than the share `budget`, in (0, 1), of the information at any β.
 
     `betas` are levels above 0, a range of them as a grid. Blur ends at 2·max(h, w) pixels, where only the mean is left,
@@ -160,10 +169,10 @@ def _crossings(found: Radial, betas: np.ndarray) -> np.ndarray:
 
 def spectra(
     power: Float[np.ndarray, "h w"],
-    bnrs: Float[np.ndarray, " bnr"] | tuple[float, ...],
-    betas: Float[np.ndarray, " beta"] | tuple[float, ...],
+    bnrs: Numbers,
+    betas: Numbers,
     budget: float = 0.05,
-    levels: tuple[float, float] = LEVELS,
+    levels: tuple[float | int, float | int] = LEVELS,
     covariance: Float[np.ndarray, "bands bands"] | None = None,
 ) -> Spectra:
     """Everything that "selecting the BNR" shows.
@@ -179,9 +188,7 @@ def spectra(
     The slope is fitted to the bands 1 … N / 2: the finest are shaped by cameras, resizing and compression.
     """
     check_power(power)
-    betas, ratios, (low, high) = check_levels(betas), np.asarray(bnrs, np.float64), levels
-    if not np.all((ratios >= 0) & np.isfinite(ratios)):
-        raise ValueError(f"blur-to-noise ratios must be finite and at least 0, not {ratios.tolist()}")
+    betas, ratios, (low, high) = check_levels(betas), check_ratios(bnrs), levels
     if not 0 < low < high < math.inf:
         raise ValueError(f"the levels that matter must be 0 < lowest < highest, not {low} and {high}")
     (height, width), size, found = power.shape, max(power.shape), radial(power)
