@@ -53,7 +53,7 @@ def test_white_noise_is_flat_within_its_standard_error():
 def test_slope_of_one_over_f_squared_is_minus_two_within_its_standard_error():
     z = []
     for seed in range(12):
-        measured = spectra.measure([field(falling(16, 2e5), 200, seed)])
+        measured = spectra.measure([field(falling(16, 3e4), 200, seed)])
         found = spectra.slope(measured.power, 1, 12, measured.covariance)
         z.append((found.value + 2) / found.standard_error)
         assert found.standard_error < 0.03
@@ -113,6 +113,8 @@ def test_the_recommended_bnr_need_not_bind_at_the_highest_level():
     s = spectra.spectra(power, (0.5,), (0.1,), 0.3, (0.1, 60))
     assert spectra.recommended_bnr(power, 0.3, betas) == pytest.approx(expected, rel=0.006)
     assert s.binding < 59 and s.recommended == pytest.approx(expected, rel=0.01)
+    power[1:], power[0, 1:] = 1e-6, 1e-6
+    assert spectra.recommended_bnr(power, 0.3, betas) == np.inf
 
 
 def test_cut_offs_and_blurred_spectra_in_closed_form():

@@ -77,7 +77,7 @@ class Spectra(NamedTuple):
     budget: np.ndarray
     levels: Float64[np.ndarray, "2"]  # the lowest and the highest level that matter
     scheduled: Float64[np.ndarray, " level"]  # BNR of `bnr.information_budget`
-    recommended: np.ndarray  # largest constant BNR within the budget at all levels that matter
+    recommended: np.ndarray  # largest constant BNR within the budget at all levels that matter, or inf
     binding: np.ndarray  # the level at which it spends the budget
 
 
@@ -133,21 +133,26 @@ def check_ratios(bnrs: Numbers) -> Float64[np.ndarray, " n"]:
     return ratios
 
 
-def _allowed(power: np.ndarray, budget: float, betas: np.ndarray) -> np.ndarray:
-    """BNR(β) of the information budget."""
+def _scheduled(power: np.ndarray, budget: float, betas: np.ndarray) -> np.ndarray:
+    """BNR(β) of the information budget, which ends at a blur of 2·max(h, w) pixels."""
     schedule = bnr.information_budget(power, budget)
     return np.asarray(jax.jit(schedule)(jnp.asarray(betas, jnp.float32)), np.float64) / betas
+
+
+def _allowed(power: np.ndarray, budget: float, betas: np.ndarray) -> np.ndarray:
+    """The largest BNR within the budget at each level; inf where all but the mean may be blurred away."""
+    snr = power / np.square(betas)[:, None, None]
+    all_lost = 1 - np.log1p(snr[:, 0, 0]) / np.sum(np.log1p(snr), axis=(1, 2))
+    return np.where(all_lost <= budget, np.inf, _scheduled(power, budget, betas))
 
 
 def recommended_bnr(power: Float[np.ndarray, "h w"], budget: float, betas: Numbers) -> float:
     """The largest constant BNR that loses no more than the share `budget`, in (0, 1), of the information at any β.
 
-    `betas` are levels above 0, a range of them as a grid. Blur ends at 2·max(h, w) pixels, where only the mean is left,
-    so where any blur is within the budget the answer is that over β.
+    `betas` are levels above 0; give a range of them as a grid. inf where all but the mean may go at every level.
     """
     check_power(power)
-    betas = check_levels(betas)
-    return float(_allowed(power, budget, betas).min())
+    return float(_allowed(power, budget, check_levels(betas)).min())
 
 
 def _crossings(found: Radial, betas: np.ndarray) -> np.ndarray:
@@ -220,7 +225,7 @@ def spectra(
         lost=np.asarray(bnr.information_lost(power, jnp.asarray(alpha), jnp.asarray(grid)), np.float64),
         budget=np.asarray(budget),
         levels=np.asarray(levels, np.float64),
-        scheduled=_allowed(power, budget, grid),
+        scheduled=_scheduled(power, budget, grid),
         recommended=np.asarray(allowed.min()),
         binding=np.asarray(matter[np.argmin(allowed)]),
     )
