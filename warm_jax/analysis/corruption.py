@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from warm_jax.analysis.spectra import check_levels
+from warm_jax.analysis.spectra import Numbers, check_levels
 from warm_jax.diffusion import bnr, process
 
 
@@ -26,8 +26,8 @@ class Corruption(NamedTuple):
 def corruption(
     key: PRNGKeyArray,
     image: Float[np.ndarray, "h w c"] | Float[Array, "h w c"],
-    bnrs: Float[np.ndarray, " bnr"] | tuple[float, ...],
-    betas: Float[np.ndarray, " level"] | tuple[float, ...],
+    bnrs: Numbers,
+    betas: Numbers,
 ) -> Corruption:
     """`image` (on [-1, 1]) at each BNR and noise level, by `Process.corrupt`; the same noise in each row.
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, PRNGKeyArray
 
-from warm_jax.analysis.spectra import check_levels, check_power
+from warm_jax.analysis.spectra import Numbers, check_levels, check_power, check_ratios
 from warm_jax.diffusion import dct
 from warm_jax.diffusion.process import Predict, Process
 
@@ -77,14 +77,12 @@ def _over(part: np.ndarray, whole: np.ndarray, least: float | np.ndarray = 0.0) 
 
 def learning(
     power: Float[np.ndarray, "h w"],
-    bnrs: Float[np.ndarray, " bnr"] | tuple[float, ...],
-    betas: Float[np.ndarray, " beta"] | tuple[float, ...],
+    bnrs: Numbers,
+    betas: Numbers,
 ) -> Learning:
     """Equations (1) to (3) in float64, for constant BNRs (finite, ≥ 0) at noise levels > 0; `power` as `dct.power`."""
     check_power(power)
-    betas, ratios = check_levels(betas), np.asarray(bnrs, np.float64)
-    if not np.all((ratios >= 0) & np.isfinite(ratios)):
-        raise ValueError(f"blur-to-noise ratios must be finite and at least 0, not {ratios.tolist()}")
+    betas, ratios = check_levels(betas), check_ratios(bnrs)
     exponent = np.square(ratios[:, None] * betas)[..., None, None] * dct.squared_frequencies(*power.shape) / 2
     a, gone = np.exp(-exponent), -np.expm1(-exponent)  # 1 - a without cancellation
     noise, p = np.square(betas)[:, None, None], np.asarray(power, np.float64)
@@ -123,7 +121,7 @@ def explained(
     predict: Predict | jax.tree_util.Partial,
     process: Process,
     images: Float[np.ndarray, "n h w c"] | Float[Array, "n h w c"],
-    betas: Float[np.ndarray, " beta"] | tuple[float, ...],
+    betas: Numbers,
     *,
     labels: Float[np.ndarray, "n classes"] | None = None,
     batch_size: int = 64,

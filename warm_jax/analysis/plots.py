@@ -295,5 +295,6 @@ def learning(result: Learning, measured: Sequence[Explained] = ()) -> Figure:
                     value, error = 100 * getattr(one, field), 200 * getattr(one, field + "_se")
                     axes.errorbar(one.betas, value, error, fmt="o", color=colour, markersize=4.5, linewidth=1)
         _label_lines(axes, result.betas, lines)
-        _style(axes, name, "noise level β, of pixels in ±1", "%")
+        unit = "% of what is unknown of the image" if field == "deblurring" else "% of its energy"
+        _style(axes, name, "noise level β, of pixels in ±1", unit)
     return figure

@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 LEVELS = (math.exp(-2.4), 1.0)  # EDM's training levels, ln β ~ N(-1.2, 1.2²): mean ± one standard deviation
+Numbers = Float[np.ndarray, " n"] | tuple[float | int, ...]
 _GRID = np.geomspace(0.01, 80, 91)  # levels of the curves
 
 
@@ -76,7 +77,7 @@ class Spectra(NamedTuple):
     budget: np.ndarray
     levels: Float64[np.ndarray, "2"]  # the lowest and the highest level that matter
     scheduled: Float64[np.ndarray, " level"]  # BNR of `bnr.information_budget`
-    recommended: np.ndarray  # largest constant BNR within the budget at all levels that matter
+    recommended: np.ndarray  # largest constant BNR within the budget at all levels that matter, or inf
     binding: np.ndarray  # the level at which it spends the budget
 
 
@@ -116,7 +117,7 @@ def check_power(power: np.ndarray) -> None:
         raise ValueError(f"a DCT power has shape [h, w], finite values ≥ 0 and not all 0; this one: {power.shape}")
 
 
-def check_levels(betas: np.ndarray | tuple[float, ...]) -> np.ndarray:
+def check_levels(betas: Numbers) -> Float64[np.ndarray, " n"]:
     """Noise levels as float64; ValueError unless there are some, each finite and above 0."""
     betas = np.asarray(betas, np.float64)
     if betas.ndim != 1 or not len(betas) or not np.all((betas > 0) & np.isfinite(betas)):
@@ -124,21 +125,34 @@ def check_levels(betas: np.ndarray | tuple[float, ...]) -> np.ndarray:
     return betas
 
 
-def _allowed(power: np.ndarray, budget: float, betas: np.ndarray) -> np.ndarray:
-    """BNR(β) of the information budget."""
+def check_ratios(bnrs: Numbers) -> Float64[np.ndarray, " n"]:
+    """Blur-to-noise ratios as float64; ValueError unless there are some, each finite and at least 0."""
+    ratios = np.asarray(bnrs, np.float64)
+    if not len(ratios) or not np.all((ratios >= 0) & np.isfinite(ratios)):
+        raise ValueError(f"blur-to-noise ratios must be a list of finite numbers of at least 0, not {ratios.tolist()}")
+    return ratios
+
+
+def _scheduled(power: np.ndarray, budget: float, betas: np.ndarray) -> np.ndarray:
+    """BNR(β) of the information budget, which ends at a blur of 2·max(h, w) pixels."""
     schedule = bnr.information_budget(power, budget)
     return np.asarray(jax.jit(schedule)(jnp.asarray(betas, jnp.float32)), np.float64) / betas
 
 
-def recommended_bnr(power: Float[np.ndarray, "h w"], budget: float, betas: Float[np.ndarray, " n"]) -> float:
+def _allowed(power: np.ndarray, budget: float, betas: np.ndarray) -> np.ndarray:
+    """The largest BNR within the budget at each level; inf where all but the mean may be blurred away."""
+    snr = power / np.square(betas)[:, None, None]
+    all_lost = 1 - np.log1p(snr[:, 0, 0]) / np.sum(np.log1p(snr), axis=(1, 2))
+    return np.where(all_lost <= budget, np.inf, _scheduled(power, budget, betas))
+
+
+def recommended_bnr(power: Float[np.ndarray, "h w"], budget: float, betas: Numbers) -> float:
     """The largest constant BNR that loses no more than the share `budget`, in (0, 1), of the information at any β.
 
-    `betas` are levels above 0, a range of them as a grid. Blur ends at 2·max(h, w) pixels, where only the mean is left,
-    so where any blur is within the budget the answer is that over β.
+    `betas` are levels above 0; give a range of them as a grid. inf where all but the mean may go at every level.
     """
     check_power(power)
-    betas = check_levels(betas)
-    return float(_allowed(power, budget, betas).min())
+    return float(_allowed(power, budget, check_levels(betas)).min())
 
 
 def _crossings(found: Radial, betas: np.ndarray) -> np.ndarray:
@@ -160,10 +174,10 @@ def _crossings(found: Radial, betas: np.ndarray) -> np.ndarray:
 
 def spectra(
     power: Float[np.ndarray, "h w"],
-    bnrs: Float[np.ndarray, " bnr"] | tuple[float, ...],
-    betas: Float[np.ndarray, " beta"] | tuple[float, ...],
+    bnrs: Numbers,
+    betas: Numbers,
     budget: float = 0.05,
-    levels: tuple[float, float] = LEVELS,
+    levels: tuple[float | int, float | int] = LEVELS,
     covariance: Float[np.ndarray, "bands bands"] | None = None,
 ) -> Spectra:
     """Everything that "selecting the BNR" shows.
@@ -179,9 +193,7 @@ def spectra(
     The slope is fitted to the bands 1 … N / 2: the finest are shaped by cameras, resizing and compression.
     """
     check_power(power)
-    betas, ratios, (low, high) = check_levels(betas), np.asarray(bnrs, np.float64), levels
-    if not np.all((ratios >= 0) & np.isfinite(ratios)):
-        raise ValueError(f"blur-to-noise ratios must be finite and at least 0, not {ratios.tolist()}")
+    betas, ratios, (low, high) = check_levels(betas), check_ratios(bnrs), levels
     if not 0 < low < high < math.inf:
         raise ValueError(f"the levels that matter must be 0 < lowest < highest, not {low} and {high}")
     (height, width), size, found = power.shape, max(power.shape), radial(power)
@@ -213,7 +225,7 @@ def spectra(
         lost=np.asarray(bnr.information_lost(power, jnp.asarray(alpha), jnp.asarray(grid)), np.float64),
         budget=np.asarray(budget),
         levels=np.asarray(levels, np.float64),
-        scheduled=_allowed(power, budget, grid),
+        scheduled=_scheduled(power, budget, grid),
         recommended=np.asarray(allowed.min()),
         binding=np.asarray(matter[np.argmin(allowed)]),
     )

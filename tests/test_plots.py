@@ -1,0 +1,99 @@
+"""Pictures show the numbers that they were given, and their words can be read."""
+
+import itertools
+import sys
+
+import dense
+import jax
+import numpy as np
+import pytest
+
+matplotlib = pytest.importorskip("matplotlib")
+
+from warm_jax.analysis import corruption, learning, plots, spectra  # noqa: E402
+from warm_jax.diffusion import radial  # noqa: E402
+
+SIDE = 16
+POWER = 8 / np.maximum(np.hypot(*np.indices((SIDE, SIDE))), 0.7) ** 2
+BNRS, BETAS = (0, 0.5, 1, 2, 10), np.geomspace(0.02, 80, 31)
+
+
+def drawn(figure, width):
+    """The figure's pixels; also that no text leaves the picture and none lies on another of its axes."""
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())
+    assert pixels.shape[1] == width
+    renderer = figure.canvas.get_renderer()
+    for axes in figure.axes:
+        texts = [*axes.texts, axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label]
+        boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in texts if t.get_text()]
+        for text, box in boxes:
+            assert box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= pixels.shape[0], text
+        for (a, one), (b, other) in itertools.combinations(boxes, 2):
+            assert not one.padded(-3).overlaps(other.padded(-3)), f"{a!r} on {b!r}"
+    return pixels
+
+
+def lines(axes):
+    return [np.stack(line.get_data()) for line in axes.lines]
+
+
+def shows(axes, x, y):
+    """Whether one of the lines is this one."""
+    return any(a.shape == (2, len(x)) and np.allclose(a, [x, y], equal_nan=True) for a in lines(axes))
+
+
+def test_spectra():
+    covariance = np.diag((0.05 * radial.radial(POWER).power) ** 2)
+    s = spectra.spectra(POWER, BNRS, (0.1, 0.3, 1.0), covariance=covariance)
+    figure = plots.spectra(s)
+    drawn(figure, 1200)
+    spectrum, cutoff, lost, schedule = figure.axes
+    assert shows(spectrum, s.k, s.power) and shows(spectrum, s.k, s.blurred[2, 1])
+    assert shows(cutoff, s.grid[~np.isnan(s.noise_cutoff)], s.noise_cutoff[~np.isnan(s.noise_cutoff)])
+    assert shows(cutoff, s.grid, s.blur_cutoff[1]) and shows(lost, s.grid, 100 * s.lost[3])
+    assert shows(schedule, s.grid, s.scheduled) and f"BNR {s.recommended:.2f}" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (28, 28)])
+def test_spectra_of_little_is_drawn_too(shape):
+    s = spectra.spectra(np.ones(shape), (0.5,), (2.0,))
+    drawn(plots.spectra(s), 1200)
+    drawn(plots.learning(learning.learning(np.ones(shape), (0.5,), BETAS)), 1200)
+
+
+def test_corruption():
+    image = np.random.RandomState(0).uniform(-1, 1, (SIDE, SIDE, 3)).astype(np.float32)
+    c = corruption.corruption(jax.random.key(0), image, (0, 0.5, 10, np.inf), (0.1, 0.5, 2.0))
+    figure = plots.corruption(c)
+    drawn(figure, 1200)
+    step = SIDE + 1  # a gap of one pixel
+    for axes, images in zip(figure.axes, (c.states, c.blurred, c.residual), strict=True):
+        picture = np.asarray(axes.images[0].get_array())
+        for row, column in [(0, 0), (2, 1), (3, 2)]:
+            tile = picture[row * step : row * step + SIDE, column * step : column * step + SIDE]
+            np.testing.assert_allclose(tile, np.clip((images[row, column] + 1) / 2, 0, 1), atol=1e-6)
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["0.1", "0.5", "2"]
+    assert figure.axes[0].get_yticklabels()[3].get_text() == "BNR ∞\nblur alone"
+
+
+def test_learning_with_measured_dots():
+    result = learning.learning(dense.POWER, BNRS, BETAS)
+    values = {name: np.full(3, 0.25) for name in learning.Explained._fields}
+    betas = np.array([0.1, 1.0, 9.0])
+    one = learning.Explained(**{**values, "count": np.asarray(5), "betas": betas, "alphas": 2 * betas})
+    other = one._replace(alphas=7 * betas)  # of a BNR that is not drawn
+    figure = plots.learning(result, [one, other])
+    drawn(figure, 1200)
+    for axes, name in zip(figure.axes, ("deblurring", "blurred_explained", "residual_explained"), strict=True):
+        for i in range(1, 5):
+            assert shows(axes, BETAS, 100 * getattr(result, name)[i])
+        assert len([line for line in lines(axes) if np.array_equal(line, [betas, [25, 25, 25]])]) == 1
+
+
+def test_a_radial_spectrum_and_no_global_state():
+    found = radial.radial(POWER)
+    figure = plots.radial_spectrum(found)
+    drawn(figure, 720)
+    assert shows(figure.axes[0], found.k, found.power)
+    assert "matplotlib.pyplot" not in sys.modules
