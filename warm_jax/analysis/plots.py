@@ -81,10 +81,11 @@ def _number(value: float) -> str:
 
 
 def _linear_width(values: np.ndarray, half: np.ndarray) -> float:
-    """Where a symmetric log axis turns linear: at the size of the noise, so that what is nought looks like it."""
+    """Where a symmetric log axis turns linear: a power of ten at the size of the noise, so that what is nought looks it."""
     noise = half[np.isfinite(half) & (half > 0)]
     size = np.nanmax(np.abs(values), initial=0.0)
-    return float(max(np.median(noise) if noise.size else 0.0, size / 1e4, 1e-12))
+    least = max(np.median(noise) if noise.size else 0.0, size / 1e4, 1e-12)
+    return 10.0 ** math.ceil(math.log10(least))
 
 
 # ── Manifold ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -95,17 +96,19 @@ def _sentence(result: Manifold, row: int) -> str:
     mean, half = result.average[row], result.average_half[row]
     name = str(result.measures[row])
     lines = []
-    for j in (0, len(result.nfe) - 1):
+    for j in dict.fromkeys((0, len(result.nfe) - 1)):
         off = [f"{bnr:g}" for bnr, m, h in zip(result.bnrs, mean[:, j], half[:, j], strict=True) if m - h > 0]
         worst = int(np.nanargmax(mean[:, j]))
-        if off:
+        size = f"{name} {_number(mean[worst, j])} ± {_number(half[worst, j])}"
+        if len(off) > 1:
             lines.append(
-                f"at NFE {result.nfe[j]} BNR {', '.join(off)} depart{'s' if len(off) == 1 else ''}, most BNR"
-                f" {result.bnrs[worst]:g} ({name} {_number(mean[worst, j])} ± {_number(half[worst, j])})"
+                f"at NFE {result.nfe[j]} BNR {', '.join(off)} depart, BNR {result.bnrs[worst]:g} most ({size})"
             )
+        elif off:
+            lines.append(f"at NFE {result.nfe[j]} BNR {off[0]} departs ({size})")
         else:
-            lines.append(f"at NFE {result.nfe[j]} no BNR departs from the forward process measurably")
-    sentence = "; ".join(dict.fromkeys(lines))
+            lines.append(f"at NFE {result.nfe[j]} no BNR departs measurably")
+    sentence = "; ".join(lines)
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
@@ -119,7 +122,7 @@ def manifold(result: Manifold) -> Figure:
     shown = [i for i in rows if result.measures[i] in ("gap", "departure")] or rows
     extra = [i for i in rows if i not in shown]
     figure = _figure(3.1 * (len(shown) + 1) + 0.5)
-    figure.suptitle(_sentence(result, shown[-1]), fontsize=13)
+    figure.suptitle(_sentence(result, shown[-1]), fontsize=12)
     parts = figure.subfigures(2, 1, height_ratios=[len(shown), 1], hspace=0.03)
     grid = parts[0].subplots(len(shown), len(result.nfe), sharex=True, sharey="row", squeeze=False)
     below = parts[1].subplots(1, len(shown) + len(extra), squeeze=False)[0]
@@ -132,7 +135,7 @@ def manifold(result: Manifold) -> Figure:
         grid[row, 0].set_ylabel(_UNITS[str(result.measures[measure])])
     for column, nfe in enumerate(result.nfe):
         grid[0, column].set_title(f"NFE {nfe}", fontsize=11)
-        grid[-1, column].set_xlabel("noise level β (units of a pixel), falling")
+        grid[-1, column].set_xlabel("noise level β (pixels span -1 to 1), falling")
     for axes, measure in zip(below, [*shown, *extra], strict=True):
         ends = _against_nfe(axes, result.nfe, result.average[measure], result.average_half[measure], result.bnrs)
         axes.set_ylabel(_UNITS[str(result.measures[measure])])
@@ -197,7 +200,7 @@ def sweep(result: Sweep) -> Figure:
     """
     metric = _METRICS.get(str(result.metric), str(result.metric))
     figure = _figure(5.2)
-    figure.suptitle(_best(result), fontsize=13)
+    figure.suptitle(_best(result), fontsize=12)
     left, right = figure.subplots(1, 2)
     positive = bool(np.nanmin(result.mean) > 0)
     image = left.imshow(
