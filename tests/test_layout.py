@@ -109,6 +109,17 @@ def test_rooms_know_nothing_of_one_another(room):
         assert not own(name) & (rooms - within(*room)), name
 
 
+@pytest.mark.parametrize("name", sorted(within("analysis")))
+def test_analysis_is_arrays_in_and_arrays_out(name):
+    """It stands on mathematics and scores, never on a program or a config; pictures are plots' alone."""
+    assert own(name) <= within("analysis", "diffusion", "metrics")
+    outside = {other.split(".")[0] for other in imports(MODULES[name])} - set(sys.stdlib_module_names)
+    plots = within("analysis.plots", "analysis.sampling_plots")
+    drawing = {"matplotlib"} if name in plots else set()
+    assert outside <= {"jax", "jaxtyping", "numpy", "scipy", "warm_jax"} | drawing
+    assert not plots & own(name)
+
+
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_who_may_import_what(name):
     found = imports(MODULES[name])
@@ -119,6 +130,7 @@ def test_who_may_import_what(name):
     assert not roots & {"tensorflow", "tensorboard", "torch", "pandas", "sklearn"}
     assert not any(other.startswith(("clu.metric_writers", "clu.periodic_actions")) for other in found)
     assert not roots & {"configs", "tests"}
+    assert not any(other.startswith(("matplotlib.pyplot", "pylab")) for other in found)  # its state is the process's
     configured = within("family", "experiment", "workdirs", "reference", "step", "main", *PROGRAMS)
     assert "ml_collections" not in roots or name in configured
     assert "matplotlib" not in roots or name in within("analysis.plots", "analysis.sampling_plots")

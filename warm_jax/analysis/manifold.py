@@ -168,8 +168,8 @@ def _measure(
     params: Any,
     images: Array,
     key: PRNGKeyArray,
-) -> tuple[Float[Array, "measures levels"], Array]:
-    """All measures of one repetition, and the evaluations. One program."""
+) -> tuple[Float[Array, "measures levels"], Float[Array, " levels"], Array]:
+    """All measures of one repetition, the levels that they are at, and the evaluations. One program."""
     process, predict = predict_of(params, bnr)
     levels = process.levels(steps)
     reverse, nfe = _reverse(predict, process, levels, key, count, solver)
@@ -180,13 +180,14 @@ def _measure(
         x, y = (surprise(process, images, states, between) for states in (reverse, forward))
         gap = jnp.mean(x - y, axis=1)
         departure = jax.vmap(lambda x, y: energy(x[:, None], y[:, None])[0])(x, y)
-    return jnp.stack([gap, departure, neighbour_distance(reverse, forward), energy_distance(reverse, forward)]), nfe
+    apart = neighbour_distance(reverse, forward), energy_distance(reverse, forward)
+    return jnp.stack([gap, departure, *apart]), jnp.asarray(between, jnp.float32), nfe
 
 
 def manifold(
     predict_of: PredictOf,
     images: Float[Array, "n h w c"] | Float[np.ndarray, "n h w c"],
-    bnrs: Sequence[float],
+    bnrs: Sequence[float | int],
     steps: Sequence[int],
     *,
     params_of: Callable[[float], Any] = lambda bnr: None,
@@ -228,13 +229,11 @@ def manifold(
         run = jax.jit(program, static_argnums=() if traced else 0)
         for i, bnr in enumerate(bnrs):
             params = params_of(bnr)
-            own = np.asarray(predict_of(params, bnr)[0].levels(number)[1:-1])
-            levels[j, : number - 1] = own
             for k, seed in enumerate(seeds):
-                found, evaluations = run(float(bnr), params, images, jax.random.key(seed))
+                found, own, evaluations = run(float(bnr), params, images, jax.random.key(seed))
                 values[:, i, j, : number - 1, k] = np.asarray(found)
-                averages[:, i, j, k] = _average(np.asarray(found, np.float64), own)
-                nfe[j] = int(evaluations)
+                averages[:, i, j, k] = _average(np.asarray(found, np.float64), np.asarray(own, np.float64))
+                levels[j, : number - 1], nfe[j] = own, evaluations
             say(f"BNR {bnr:g}, {number} steps: gap {np.mean(averages[0, i, j]):.4g} nats per dimension")
     mean, half = interval(values)
     average, average_half = interval(averages)
@@ -260,7 +259,7 @@ def _average(values: np.ndarray, levels: np.ndarray) -> np.ndarray:
     return values[..., 0] if len(x) == 1 else np.trapezoid(values, x, axis=-1) / (x[-1] - x[0])
 
 
-def empirical(images: Array, bnr: Any) -> tuple[Process, Predict]:
+def empirical(images: Float[Array, "n h w c"] | Float[np.ndarray, "n h w c"], bnr: Any) -> tuple[Process, Predict]:
     """The warm process at constant `bnr`, which may be traced, and the exact predictor for a data set of `images`.
 
     `manifold(empirical, images, bnrs, steps, params_of=lambda bnr: images, traced=True)`.

@@ -44,15 +44,15 @@ def _styles(count: int) -> list[dict[str, Any]]:
 
 
 def _spread(values: list[float], least: float) -> np.ndarray:
-    """Positions near `values` that are `least` apart, in the same order."""
+    """Positions in [0, 1] near `values`, in the same order and `least` apart where there is room."""
     order = np.argsort(values, kind="stable")
-    placed = np.array(values, float)[order]
-    for _ in range(200):
+    placed, least = np.array(values, float)[order], min(least, 1 / max(len(values) - 1, 1))
+    for _ in range(200):  # neighbours push each other off, and the ends hold
         for i in range(len(placed) - 1):
-            short = least - (placed[i + 1] - placed[i])
-            if short > 1e-9:
-                placed[i] -= short / 2
-                placed[i + 1] += short / 2
+            push = max(0.0, least - (placed[i + 1] - placed[i])) / 2
+            placed[i] -= push
+            placed[i + 1] += push
+        placed = np.clip(placed, 0, 1)
     back = np.empty_like(placed)
     back[order] = placed
     return back
@@ -62,7 +62,7 @@ def _name_ends(axes: Axes, ends: list[tuple[float, float, str, Any]]) -> None:
     """Writes the name of each curve beside its last point (x, y, name, colour), moved apart where they would meet."""
     transform = axes.transData + axes.transAxes.inverted()
     points = [transform.transform((x, y)) for x, y, _, _ in ends]
-    heights = _spread([float(np.clip(point[1], 0.02, 0.98)) for point in points], 0.075)
+    heights = _spread([float(np.clip(point[1], 0, 1)) for point in points], 0.075)
     for (x, y, name, colour), height in zip(ends, heights, strict=True):
         axes.annotate(
             name, (x, y), (1.03, height), textcoords=axes.transAxes, color=colour, fontsize=10, va="center",
@@ -70,21 +70,24 @@ def _name_ends(axes: Axes, ends: list[tuple[float, float, str, Any]]) -> None:
         )  # fmt: skip
 
 
-def _number(value: float) -> str:
-    """Two significant digits, without an exponent where that is short."""
+def _number(value: float, digits: int = 2) -> str:
+    """`digits` significant ones, without an exponent where that is short."""
     if not np.isfinite(value):
         return "–"
     if value == 0:
         return "0"
-    digits = 1 - math.floor(math.log10(abs(value)))
-    return f"{value:.{min(max(digits, 0), 4)}f}" if 1e-4 <= abs(value) < 1e5 else f"{value:.1e}"
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{value:.{max(places, 0)}f}" if 1e-4 <= abs(value) < 1e5 else f"{value:.{digits - 1}e}"
 
 
-def _linear_width(values: np.ndarray, half: np.ndarray) -> float:
-    """Where a symmetric log axis turns linear: at the size of the noise, so that what is nought looks like it."""
+def _scale(axes: Axes, values: np.ndarray, half: np.ndarray) -> None:
+    """The y axis: logarithmic beyond the size of the noise and linear within, or linear where all is about as small."""
+    axes.axhline(0, color="0.6", linewidth=0.8)
     noise = half[np.isfinite(half) & (half > 0)]
     size = np.nanmax(np.abs(values), initial=0.0)
-    return float(max(np.median(noise) if noise.size else 0.0, size / 1e4, 1e-12))
+    threshold = 10.0 ** math.ceil(math.log10(max(np.median(noise) if noise.size else 0.0, size / 1e4, 1e-12)))
+    if size > 10 * threshold:
+        axes.set_yscale("symlog", linthresh=threshold)
 
 
 # ── Manifold ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -95,17 +98,22 @@ def _sentence(result: Manifold, row: int) -> str:
     mean, half = result.average[row], result.average_half[row]
     name = str(result.measures[row])
     lines = []
-    for j in (0, len(result.nfe) - 1):
-        off = [f"{bnr:g}" for bnr, m, h in zip(result.bnrs, mean[:, j], half[:, j], strict=True) if m - h > 0]
-        worst = int(np.nanargmax(mean[:, j]))
-        if off:
-            lines.append(
-                f"at NFE {result.nfe[j]} BNR {', '.join(off)} depart{'s' if len(off) == 1 else ''}, most BNR"
-                f" {result.bnrs[worst]:g} ({name} {_number(mean[worst, j])} ± {_number(half[worst, j])})"
+    for j in dict.fromkeys((0, len(result.nfe) - 1)):
+        least, most = (int(pick(mean[:, j])) for pick in (np.nanargmin, np.nanargmax))
+        if not np.any(mean[:, j] > half[:, j]):
+            lines.append(f"at NFE {result.nfe[j]} no BNR departs measurably")
+            continue
+        line = f"at NFE {result.nfe[j]} BNR {result.bnrs[most]:g} departs"
+        line += (
+            f" ({name} {_number(mean[most, j])} ± {_number(half[most, j])})"
+            if least == most
+            else (
+                f" most ({name} {_number(mean[most, j])} ± {_number(half[most, j])}), BNR {result.bnrs[least]:g} least "
+                f"({_number(mean[least, j])} ± {_number(half[least, j])})"
             )
-        else:
-            lines.append(f"at NFE {result.nfe[j]} no BNR departs from the forward process measurably")
-    sentence = "; ".join(dict.fromkeys(lines))
+        )
+        lines.append(line)
+    sentence = "; ".join(lines)
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
@@ -119,7 +127,7 @@ def manifold(result: Manifold) -> Figure:
     shown = [i for i in rows if result.measures[i] in ("gap", "departure")] or rows
     extra = [i for i in rows if i not in shown]
     figure = _figure(3.1 * (len(shown) + 1) + 0.5)
-    figure.suptitle(_sentence(result, shown[-1]), fontsize=13)
+    figure.suptitle(_sentence(result, shown[-1]), fontsize=12)
     parts = figure.subfigures(2, 1, height_ratios=[len(shown), 1], hspace=0.03)
     grid = parts[0].subplots(len(shown), len(result.nfe), sharex=True, sharey="row", squeeze=False)
     below = parts[1].subplots(1, len(shown) + len(extra), squeeze=False)[0]
@@ -132,7 +140,7 @@ def manifold(result: Manifold) -> Figure:
         grid[row, 0].set_ylabel(_UNITS[str(result.measures[measure])])
     for column, nfe in enumerate(result.nfe):
         grid[0, column].set_title(f"NFE {nfe}", fontsize=11)
-        grid[-1, column].set_xlabel("noise level β (units of a pixel), falling")
+        grid[-1, column].set_xlabel("noise level β (pixels span -1 to 1), falling")
     for axes, measure in zip(below, [*shown, *extra], strict=True):
         ends = _against_nfe(axes, result.nfe, result.average[measure], result.average_half[measure], result.bnrs)
         axes.set_ylabel(_UNITS[str(result.measures[measure])])
@@ -148,10 +156,8 @@ def manifold(result: Manifold) -> Figure:
 def _against_levels(axes: Axes, result: Manifold, measure: int, column: int, styles: list[dict]) -> list:
     """One measure at one NFE; the ends of its curves, for their names."""
     ends = []
-    width = _linear_width(result.mean[measure], result.half[measure])
     axes.set_xscale("log")
-    axes.set_yscale("symlog", linthresh=width)
-    axes.axhline(0, color="0.6", linewidth=0.8)
+    _scale(axes, result.mean[measure], result.half[measure])
     for bnr, mean, half, style in zip(
         result.bnrs, result.mean[measure, :, column], result.half[measure, :, column], styles, strict=True
     ):
@@ -174,8 +180,7 @@ def _against_nfe(axes: Axes, nfe: np.ndarray, mean: np.ndarray, half: np.ndarray
     if np.nanmin(mean - known) > 0:
         axes.set_yscale("log")
     else:
-        axes.set_yscale("symlog", linthresh=_linear_width(mean, half))
-        axes.axhline(0, color="0.6", linewidth=0.8)
+        _scale(axes, mean, half)
     for i, (bnr, style) in enumerate(zip(bnrs, _styles(len(bnrs)), strict=True)):
         x = nfe * 1.02 ** (i - (len(bnrs) - 1) / 2)
         axes.errorbar(x, mean[i], known[i], **style, markersize=4, linewidth=1.3, capsize=2)
@@ -197,7 +202,7 @@ def sweep(result: Sweep) -> Figure:
     """
     metric = _METRICS.get(str(result.metric), str(result.metric))
     figure = _figure(5.2)
-    figure.suptitle(_best(result), fontsize=13)
+    figure.suptitle(_best(result), fontsize=12)
     left, right = figure.subplots(1, 2)
     positive = bool(np.nanmin(result.mean) > 0)
     image = left.imshow(
@@ -205,13 +210,13 @@ def sweep(result: Sweep) -> Figure:
     )
     for (i, j), value in np.ndenumerate(result.mean):
         half = result.half[i, j]
-        text = _number(value) + (f"\n± {_number(half)}" if np.isfinite(half) and half > 0 else "")
+        text = _number(value, 3) + (f"\n± {_number(half)}" if np.isfinite(half) and half > 0 else "")
         dark = image.norm(value) < 0.55
         left.text(j, i, text, ha="center", va="center", fontsize=10, color="white" if dark else "black")
     left.set_xticks(range(len(result.nfe)), [str(n) for n in result.nfe])
     left.set_yticks(range(len(result.bnrs)), [f"{bnr:g}" for bnr in result.bnrs])
     left.set(xlabel="NFE (evaluations of the network)", ylabel="BNR = blur / noise (pixels per unit)")
-    figure.colorbar(image, ax=left, label=metric)
+    figure.colorbar(image, ax=left)
     ends = _against_nfe(right, result.nfe, result.mean, result.half, result.bnrs)
     right.set_ylabel(metric)
     figure.draw_without_rendering()
@@ -220,19 +225,21 @@ def sweep(result: Sweep) -> Figure:
 
 
 def _best(result: Sweep) -> str:
-    """Which BNR is lowest at the fewest and the most evaluations, and whether the runner-up can be told from it."""
+    """Which BNR is lowest and which highest at the fewest and the most evaluations, where they can be told apart."""
     lines = []
     for j in dict.fromkeys((0, len(result.nfe) - 1)):
-        order = np.argsort(result.mean[:, j])
-        first, last = order[0], order[-1]
-        line = f"at NFE {result.nfe[j]} BNR {result.bnrs[first]:g} is lowest ({_number(result.mean[first, j])})"
-        if len(order) > 1:
-            margin = np.nan_to_num(result.half[[first, last], j]).sum()
-            apart = result.mean[last, j] - result.mean[first, j] > margin
-            if apart:
-                line += f", BNR {result.bnrs[last]:g} highest ({_number(result.mean[last, j])})"
-            else:
-                line = f"at NFE {result.nfe[j]} the ratios cannot be told apart"
-        lines.append(line)
+        here, half = result.mean[:, j], np.nan_to_num(result.half[:, j])
+        low, high = int(np.nanargmin(here)), int(np.nanargmax(here))
+        at, least, most = f"at NFE {result.nfe[j]}", _number(here[low]), _number(here[high])
+        if len(here) == 1:
+            lines.append(f"{at} BNR {result.bnrs[low]:g} gives {least}")
+        elif least == most:
+            lines.append(f"{at} all ratios give {least}")
+        elif here[high] - half[high] <= here[low] + half[low]:
+            lines.append(f"{at} the ratios cannot be told apart ({least} to {most})")
+        else:
+            lines.append(
+                f"{at} BNR {result.bnrs[low]:g} is lowest ({least}), BNR {result.bnrs[high]:g} highest ({most})"
+            )
     sentence = "; ".join(lines)
     return f"{sentence[0].upper()}{sentence[1:]}."

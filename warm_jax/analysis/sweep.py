@@ -69,7 +69,7 @@ Measure = Callable[[Cell], tuple[int, Scores]]
 # ── Any sweep ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def cells(bnrs: Sequence[float], steps: Sequence[int], seeds: Sequence[int] = (0,)) -> list[Cell]:
+def cells(bnrs: Sequence[float | int], steps: Sequence[int], seeds: Sequence[int] = (0,)) -> list[Cell]:
     """All combinations, a whole table for the first seed before the next."""
     for name, values in (("ratios", bnrs), ("numbers of steps", steps), ("seeds", seeds)):
         if not len(values) or len(set(values)) < len(values):
@@ -161,7 +161,7 @@ def collect(rows: Sequence[dict], metric: str) -> Sweep:
 # ── The oracles ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def gaussian_w2(power: Power, bnrs: Sequence[float], steps: Sequence[int], solver: str = "heun") -> Sweep:
+def gaussian_w2(power: Power, bnrs: Sequence[float | int], steps: Sequence[int], solver: str = "heun") -> Sweep:
     """W2 / ‖√P‖ between Gaussian data of DCT power `power` `[h, w]` and what the sampler makes of the prior, exactly.
 
     The sampler of the Gaussian oracle is linear and acts on each frequency alone: run on β_max in every one it shows
@@ -247,7 +247,7 @@ def empirical_measure(images: Float[np.ndarray, "n h w c"], count: int = 256, so
 
 def empirical_sweep(
     images: Float[np.ndarray, "n h w c"],
-    bnrs: Sequence[float],
+    bnrs: Sequence[float | int],
     steps: Sequence[int],
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     *,
