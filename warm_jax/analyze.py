@@ -6,6 +6,7 @@ of `analysis.models`, or the workdir's own, join in where a figure is also of mo
 """
 
 import dataclasses
+import importlib.util
 import json
 import math
 import pathlib
@@ -119,10 +120,8 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, name: str, step: int) -> 
         return Run(config, workdir, names, None, {})
     experiment.build(config)
     check(config.analysis)
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ValueError("the figures need matplotlib: pip install 'warm_jax[plot]'") from error
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("the figures need matplotlib: pip install 'warm_jax[plot]'")
     source = reference.open_images(config, config.data.source, "name another with data.source")
     if config.analysis.image >= len(source):
         raise ValueError(f"analysis.image is {config.analysis.image}; {source.spec} has images 0 to {len(source) - 1}")
