@@ -125,15 +125,14 @@ def _spectrum_panel(axes: Axes, s: Spectra) -> None:
     axes.plot(s.k[first - 1 : last], law[first - 1 : last], "--", color=ORANGE, linewidth=1.5)
     labels = []
     for ratio, blurred, colour in zip(s.bnrs, s.blurred[:, middle], _ramp(len(s.bnrs)), strict=True):
-        if ratio:
-            axes.plot(s.k, np.maximum(blurred, 1e-300), color=colour, linewidth=1.5)
-            seen = np.flatnonzero(blurred > floor / 3)
-            if len(seen) == len(s.k):
-                labels.append((_ratio(ratio), blurred[-1], colour))
-            elif len(seen):
-                axes.annotate(
-                    f" {ratio:g}", (s.k[seen[-1]], floor / 2.6), color=colour, fontsize=_LABEL, ha="left", va="bottom"
-                )
+        if not ratio:
+            continue
+        axes.plot(s.k, np.maximum(blurred, 1e-300), color=colour, linewidth=1.5)
+        seen = np.flatnonzero(blurred > floor / 3)
+        if len(seen) == len(s.k):
+            labels.append((_ratio(ratio), blurred[-1], colour))
+        elif len(seen):
+            axes.text(s.k[seen[-1]], floor / 2.6, f" {ratio:g}", color=colour, fontsize=_LABEL, va="bottom")
     axes.errorbar(s.k, s.power, 2 * s.standard_error, fmt="o", color=BLACK, markersize=3.5, linewidth=1)
     axes.hlines(noise, 1, s.k[-1], color=GREY, linewidth=1.2, linestyle=":")
     labels += [(f"noise β = {beta:g}", value, GREY) for beta, value in zip(s.betas, noise, strict=True)]
@@ -165,10 +164,7 @@ def _cutoff_panel(axes: Axes, s: Spectra) -> None:
             continue
         axes.plot(s.grid, cutoff, color=colour, linewidth=1.5)
         place = np.argmin(np.abs(np.log(cutoff / 1.35)))
-        axes.annotate(
-            f"{ratio:g}", (s.grid[place], 1.35), color=colour, fontsize=_LABEL, ha="left", xytext=(5, 0),
-            textcoords="offset points", va="center",
-        )  # fmt: skip
+        axes.text(s.grid[place] * 1.1, 1.35, f"{ratio:g}", color=colour, fontsize=_LABEL, va="center")
     _style(axes, "Where noise swallows a band, where blur halves it", "noise level β, of pixels in ±1", "frequency k")
 
 
@@ -294,6 +290,8 @@ def learning(result: Learning, measured: Sequence[Explained] = ()) -> Figure:
                 if np.allclose(one.alphas, ratio * one.betas, rtol=1e-3, atol=1e-9):
                     value, error = 100 * getattr(one, field), 200 * getattr(one, field + "_se")
                     axes.errorbar(one.betas, value, error, fmt="o", color=colour, markersize=4.5, linewidth=1)
+                    below = one.betas[value < low]  # worse than to say nothing, and far off
+                    axes.plot(below, np.full(len(below), low + 2), "v", color=colour, markersize=6)
         _label_lines(axes, result.betas, lines)
         unit = "% of what is unknown of the image" if field == "deblurring" else "% of its energy"
         _style(axes, name, "noise level β, of pixels in ±1", unit)
