@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from warm_jax.analysis.corruption import Corruption
 from warm_jax.analysis.learning import Explained, Learning
@@ -44,6 +44,7 @@ def _style(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
         if which.get_scale() == "log":
             low, high = which.get_view_interval()
             which.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,)))
+            which.set_minor_formatter(NullFormatter())
             which.set_major_formatter(lambda value, _: f"{value:g}" if 1e-4 < value < 1e5 else f"{value:.0e}")
 
 
@@ -199,7 +200,7 @@ def _schedule_panel(axes: Axes, s: Spectra) -> None:
     _label_ends(axes, [*labels, (f"{s.recommended:.2f}", float(s.recommended), ORANGE)])
     _style(
         axes,
-        f"The BNR that spends {s.budget:.0%} at every level",
+        f"The BNR that spends {100 * s.budget:.3g} % at every level",
         "noise level β, of pixels in ±1",
         "BNR, pixels / β",
     )
@@ -211,8 +212,8 @@ def spectra(result: Spectra) -> Figure:
     figure = _figure(
         1200,
         960,
-        f"At BNR {result.recommended:.2f} blur costs at most {result.budget:.0%} of the information that noise leaves, "
-        f"at β = {low:.2g} to {high:.2g}",
+        f"At BNR {result.recommended:.2f} blur costs at most {100 * result.budget:.3g} % of the information "
+        f"that noise leaves, at β = {low:.2g} to {high:.2g}",
     )
     panels = figure.subplots(2, 2)
     for axes, draw in zip(panels.flat, (_spectrum_panel, _cutoff_panel, _lost_panel, _schedule_panel), strict=True):

@@ -200,6 +200,10 @@ def spectra(
     """
     check_power(power)
     betas, ratios, (low, high) = check_levels(betas), check_ratios(bnrs), levels
+    if max(power.shape) < 3:
+        raise ValueError(
+            f"images of {power.shape[0]}×{power.shape[1]} pixels have no spectrum; 3 on a side are the least"
+        )
     if not 0 < low < high < math.inf:
         raise ValueError(f"the levels that matter must be 0 < lowest < highest, not {low} and {high}")
     (height, width), size, found = power.shape, max(power.shape), radial(power)
