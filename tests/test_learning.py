@@ -96,11 +96,10 @@ def test_batches_do_not_matter_and_a_predictor_is_traced_once(key):
 
     labels = np.eye(10, 4, dtype=np.float32)
     whole = jax.tree_util.Partial(predict, weight)
-    found = [learning.explained(key, whole, p, images, BETAS, labels=labels, batch_size=size) for size in (3, 10, 64)]
-    assert len(traces) == 3
-    for other in found[1:]:
-        for a, b in zip(found[0], other, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-5)
+    found = [learning.explained(key, whole, p, images, BETAS, labels=labels, batch_size=size) for size in (3, 64)]
+    assert len(traces) == 2
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
 def test_without_blur_there_is_no_residual_to_explain(key):

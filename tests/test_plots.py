@@ -55,11 +55,9 @@ def test_spectra():
     assert shows(schedule, s.grid, s.scheduled) and f"BNR {s.recommended:.2f}" in figure.get_suptitle()
 
 
-@pytest.mark.parametrize("shape", [(4, 6), (28, 28)])
-def test_spectra_of_little_is_drawn_too(shape):
-    s = spectra.spectra(np.ones(shape), (0.5,), (2.0,))
-    drawn(plots.spectra(s), 1200)
-    drawn(plots.learning(learning.learning(np.ones(shape), (0.5,), BETAS)), 1200)
+def test_little_is_drawn_too():
+    drawn(plots.spectra(spectra.spectra(np.ones((4, 6)), (0.5,), (2.0,))), 1200)
+    drawn(plots.learning(learning.learning(np.ones((4, 6)), (0.5,), BETAS)), 1200)
 
 
 def test_corruption():
@@ -82,13 +80,17 @@ def test_learning_with_measured_dots():
     values = {name: np.full(3, 0.25) for name in learning.Explained._fields}
     betas = np.array([0.1, 1.0, 9.0])
     one = learning.Explained(**{**values, "count": np.asarray(5), "betas": betas, "alphas": 2 * betas})
+    one = one._replace(residual_explained=np.array([-300, 0.25, 0.25]))
     other = one._replace(alphas=7 * betas)  # of a BNR that is not drawn
     figure = plots.learning(result, [one, other])
     drawn(figure, 1200)
     for axes, name in zip(figure.axes, ("deblurring", "blurred_explained", "residual_explained"), strict=True):
         for i in range(1, 5):
             assert shows(axes, BETAS, 100 * getattr(result, name)[i])
-        assert len([line for line in lines(axes) if np.array_equal(line, [betas, [25, 25, 25]])]) == 1
+        dots = 100 * getattr(one, name)
+        assert len([line for line in lines(axes) if np.array_equal(line, [betas, dots])]) == 1
+    triangles = [line.get_xdata() for line in figure.axes[2].lines if line.get_marker() == "v"]
+    np.testing.assert_array_equal(np.concatenate(triangles), [0.1])  # one dot far below the axes
 
 
 def test_a_radial_spectrum_and_no_global_state():
@@ -97,3 +99,16 @@ def test_a_radial_spectrum_and_no_global_state():
     drawn(figure, 720)
     assert shows(figure.axes[0], found.k, found.power)
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_results_go_to_a_file_without_pickles_and_come_back(tmp_path):
+    results = [
+        spectra.spectra(POWER, BNRS, (0.1, 0.3, 1.0)),
+        corruption.corruption(jax.random.key(0), np.zeros((4, 4, 1), np.float32), (1.0,), (0.1,)),
+        learning.learning(POWER, BNRS, BETAS),
+    ]
+    for result in results:
+        np.savez(tmp_path / "result.npz", **result._asdict())
+        with np.load(tmp_path / "result.npz", allow_pickle=False) as found:
+            for name, value in result._asdict().items():
+                np.testing.assert_array_equal(found[name], value)

@@ -152,6 +152,7 @@ def test_the_last_crossing_counts_where_the_first_band_is_weak():
         ({"budget": 1.0}, "between 0 and 1, not 1.0"),
         ({"levels": (1.0, 0.1)}, "not 1.0 and 0.1"),
         ({"power": np.zeros((4, 4))}, "not all 0"),
+        ({"power": np.ones((2, 1))}, "images of 2×1 pixels"),
         ({"power": np.full((4, 4), np.nan)}, "finite"),
     ],
 )

@@ -15,8 +15,8 @@ covariance of the head's error with the whole error, which adds up to all of it:
 
     denoising: Σ a V / Σ V      deblurring: Σ (1 - a) V / Σ V                                                   (3)
 
-A predictor of any kind has the same numbers, measured on corrupted images: `explained`. Energies are about zero, not
-about the mean image, and are means over pixels and channels.
+A predictor of any kind has the same numbers, measured on corrupted images: `explained`. Energies are means over pixels
+and channels, and about zero: who knows the mean image explains some, and a linear guess does not know it.
 """
 
 from typing import NamedTuple

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from warm_jax.analysis.corruption import Corruption
 from warm_jax.analysis.learning import Explained, Learning
@@ -44,6 +44,7 @@ def _style(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
         if which.get_scale() == "log":
             low, high = which.get_view_interval()
             which.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,)))
+            which.set_minor_formatter(NullFormatter())
             which.set_major_formatter(lambda value, _: f"{value:g}" if 1e-4 < value < 1e5 else f"{value:.0e}")
 
 
@@ -125,15 +126,14 @@ def _spectrum_panel(axes: Axes, s: Spectra) -> None:
     axes.plot(s.k[first - 1 : last], law[first - 1 : last], "--", color=ORANGE, linewidth=1.5)
     labels = []
     for ratio, blurred, colour in zip(s.bnrs, s.blurred[:, middle], _ramp(len(s.bnrs)), strict=True):
-        if ratio:
-            axes.plot(s.k, np.maximum(blurred, 1e-300), color=colour, linewidth=1.5)
-            seen = np.flatnonzero(blurred > floor / 3)
-            if len(seen) == len(s.k):
-                labels.append((_ratio(ratio), blurred[-1], colour))
-            elif len(seen):
-                axes.annotate(
-                    f" {ratio:g}", (s.k[seen[-1]], floor / 2.6), color=colour, fontsize=_LABEL, ha="left", va="bottom"
-                )
+        if not ratio:
+            continue
+        axes.plot(s.k, np.maximum(blurred, 1e-300), color=colour, linewidth=1.5)
+        seen = np.flatnonzero(blurred > floor / 3)
+        if len(seen) == len(s.k):
+            labels.append((_ratio(ratio), blurred[-1], colour))
+        elif len(seen):
+            axes.text(s.k[seen[-1]], floor / 2.6, f" {ratio:g}", color=colour, fontsize=_LABEL, va="bottom")
     axes.errorbar(s.k, s.power, 2 * s.standard_error, fmt="o", color=BLACK, markersize=3.5, linewidth=1)
     axes.hlines(noise, 1, s.k[-1], color=GREY, linewidth=1.2, linestyle=":")
     labels += [(f"noise β = {beta:g}", value, GREY) for beta, value in zip(s.betas, noise, strict=True)]
@@ -165,10 +165,7 @@ def _cutoff_panel(axes: Axes, s: Spectra) -> None:
             continue
         axes.plot(s.grid, cutoff, color=colour, linewidth=1.5)
         place = np.argmin(np.abs(np.log(cutoff / 1.35)))
-        axes.annotate(
-            f"{ratio:g}", (s.grid[place], 1.35), color=colour, fontsize=_LABEL, ha="left", xytext=(5, 0),
-            textcoords="offset points", va="center",
-        )  # fmt: skip
+        axes.text(s.grid[place] * 1.1, 1.35, f"{ratio:g}", color=colour, fontsize=_LABEL, va="center")
     _style(axes, "Where noise swallows a band, where blur halves it", "noise level β, of pixels in ±1", "frequency k")
 
 
@@ -203,7 +200,7 @@ def _schedule_panel(axes: Axes, s: Spectra) -> None:
     _label_ends(axes, [*labels, (f"{s.recommended:.2f}", float(s.recommended), ORANGE)])
     _style(
         axes,
-        f"The BNR that spends {s.budget:.0%} at every level",
+        f"The BNR that spends {100 * s.budget:.3g} % at every level",
         "noise level β, of pixels in ±1",
         "BNR, pixels / β",
     )
@@ -215,8 +212,8 @@ def spectra(result: Spectra) -> Figure:
     figure = _figure(
         1200,
         960,
-        f"At BNR {result.recommended:.2f} blur costs at most {result.budget:.0%} of the information that noise leaves, "
-        f"at β = {low:.2g} to {high:.2g}",
+        f"At BNR {result.recommended:.2f} blur costs at most {100 * result.budget:.3g} % of the information "
+        f"that noise leaves, at β = {low:.2g} to {high:.2g}",
     )
     panels = figure.subplots(2, 2)
     for axes, draw in zip(panels.flat, (_spectrum_panel, _cutoff_panel, _lost_panel, _schedule_panel), strict=True):
@@ -294,6 +291,8 @@ def learning(result: Learning, measured: Sequence[Explained] = ()) -> Figure:
                 if np.allclose(one.alphas, ratio * one.betas, rtol=1e-3, atol=1e-9):
                     value, error = 100 * getattr(one, field), 200 * getattr(one, field + "_se")
                     axes.errorbar(one.betas, value, error, fmt="o", color=colour, markersize=4.5, linewidth=1)
+                    below = one.betas[value < low]  # worse than to say nothing, and far off
+                    axes.plot(below, np.full(len(below), low + 2), "v", color=colour, markersize=6)
         _label_lines(axes, result.betas, lines)
         unit = "% of what is unknown of the image" if field == "deblurring" else "% of its energy"
         _style(axes, name, "noise level β, of pixels in ±1", unit)

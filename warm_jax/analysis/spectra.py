@@ -14,6 +14,7 @@ left only some per cent of the information that it leaves at the lower end (`Spe
 there even a blur that takes most of it costs few nats.
 """
 
+import functools
 import math
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -93,7 +94,7 @@ def _sums(images: UInt8[Array, "n h w c"]) -> tuple[Float[Array, "h w"], Float[A
     return jnp.sum(squares, axis=0), jnp.matmul(means, means.T, precision=jax.lax.Precision.HIGHEST)
 
 
-def measure(batches: Iterable[UInt8[np.ndarray, "n h w c"]]) -> Measured:
+def measure(batches: Iterable[UInt8[np.ndarray, "_ h w c"]]) -> Measured:
     """One pass over images of one shape, in batches (say 1000; compiled once for each size of batch).
 
     The covariance is the scatter of single images about their mean, over their number: no model of the images.
@@ -133,10 +134,15 @@ def check_ratios(bnrs: Numbers) -> Float64[np.ndarray, " n"]:
     return ratios
 
 
+@functools.partial(jax.jit, static_argnames="budget")
+def _blur_within(power: Float[Array, "h w"], betas: Float[Array, " n"], budget: float) -> Float[Array, " n"]:
+    return bnr.information_budget(power, budget)(betas)
+
+
 def _scheduled(power: np.ndarray, budget: float, betas: np.ndarray) -> np.ndarray:
     """BNR(β) of the information budget, which ends at a blur of 2·max(h, w) pixels."""
-    schedule = bnr.information_budget(power, budget)
-    return np.asarray(jax.jit(schedule)(jnp.asarray(betas, jnp.float32)), np.float64) / betas
+    alphas = _blur_within(jnp.asarray(power, jnp.float32), jnp.asarray(betas, jnp.float32), budget)
+    return np.asarray(alphas, np.float64) / betas
 
 
 def _allowed(power: np.ndarray, budget: float, betas: np.ndarray) -> np.ndarray:
@@ -194,6 +200,10 @@ def spectra(
     """
     check_power(power)
     betas, ratios, (low, high) = check_levels(betas), check_ratios(bnrs), levels
+    if max(power.shape) < 3:
+        raise ValueError(
+            f"images of {power.shape[0]}×{power.shape[1]} pixels have no spectrum; 3 on a side are the least"
+        )
     if not 0 < low < high < math.inf:
         raise ValueError(f"the levels that matter must be 0 < lowest < highest, not {low} and {high}")
     (height, width), size, found = power.shape, max(power.shape), radial(power)
@@ -202,7 +212,7 @@ def spectra(
     alphas = ratios[:, None] * betas
     left = np.exp(-np.square(alphas)[..., None, None] * dct.squared_frequencies(height, width))
     grid, alpha = _GRID, ratios[:, None] * _GRID
-    matter = np.geomspace(low, high, 65)
+    matter = np.geomspace(low, high, len(_GRID))
     allowed = _allowed(power, budget, matter)
     with np.errstate(divide="ignore"):
         blur_cutoff = size * math.sqrt(math.log(2)) / (math.pi * alpha)
