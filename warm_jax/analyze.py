@@ -185,9 +185,10 @@ def _learning(run: Run) -> tuple[Any, str]:
     """The linear part of every BNR; of each model what it explains, under its BNR: `explained_0.5_deblurring`, …"""
     settings = run.config.analysis
     made = learning.learning(_measured(run).power, tuple(settings.bnrs), _LEARNED_LEVELS)
-    images, labels = _images(run, min(settings.images, 512))
+    images, labels = _images(run, min(settings.images, 256))
     found = {}
     for bnr, model in run.models.items():
+        log.say(f"what the model of BNR {bnr:g} explains of {len(images)} images at {len(_LEARNED_LEVELS)} levels")
         one_hot = np.eye(model.num_classes, dtype=np.float32)[labels] if model.num_classes else None
         key = jax.random.key(run.config.seed)
         found[bnr] = learning.explained(key, _partial(model), model.process, images, _LEARNED_LEVELS, labels=one_hot)
