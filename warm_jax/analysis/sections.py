@@ -10,13 +10,13 @@ from warm_jax.analysis.markup import Html, join, tag
 
 # What to look for in the figure of an analysis.
 _CAPTIONS = {
-    "spectra": "Where the spectrum lies below the noise, noise has swallowed the band; blur should take no band that noise "
-    "has left. The recommended BNR is the largest whose blur stays within the budget at the shaded levels.",
+    "spectra": "Where the spectrum lies below the noise, noise has swallowed the band; blur should take none that "
+    "noise has left. The recommended BNR is the largest whose blur stays within the budget at the shaded levels.",
     "corruption": "One image along the process: look for detail that blur takes while noise would still have shown it.",
     "learning": "Left: how much of what is unknown of an image the deblurring head has to find; it grows with the BNR. "
     "Lines are the best linear guess, dots a trained network.",
-    "manifold": "How far the sampler's states lie from the forward process of the same level: zero is on it. With an exact "
-    "predictor what is left is the solver's error; with a trained network it is also the network's.",
+    "manifold": "How far the sampler's states lie from the forward process of the same level: zero is on it. With an "
+    "exact predictor what is left is the solver's error; with a trained network it is also the network's.",
     "sweep": "The score for each blur-to-noise ratio and number of evaluations: look for the lowest, and whether it is "
     "lower by more than its interval.",
 }
