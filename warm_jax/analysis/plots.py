@@ -11,6 +11,7 @@ import matplotlib
 import matplotlib.backends.backend_agg
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
 
 from warm_jax.analysis.manifold import Manifold
@@ -80,13 +81,19 @@ def _number(value: float, digits: int = 2) -> str:
     return f"{value:.{max(places, 0)}f}" if 1e-4 <= abs(value) < 1e5 else f"{value:.{digits - 1}e}"
 
 
-def _scale(axes: Axes, values: np.ndarray, half: np.ndarray) -> None:
-    """The y axis: logarithmic beyond the size of the noise and linear within, or linear where all is about as small."""
-    axes.axhline(0, color="0.6", linewidth=0.8)
+def _threshold(values: np.ndarray, half: np.ndarray) -> float | None:
+    """Up to where a signed logarithmic scale is linear: a power of ten near the size of the noise. None: everywhere."""
     noise = half[np.isfinite(half) & (half > 0)]
     size = np.nanmax(np.abs(values), initial=0.0)
     threshold = 10.0 ** math.ceil(math.log10(max(np.median(noise) if noise.size else 0.0, size / 1e4, 1e-12)))
-    if size > 10 * threshold:
+    return threshold if size > 10 * threshold else None
+
+
+def _scale(axes: Axes, values: np.ndarray, half: np.ndarray) -> None:
+    """The y axis of values of either sign, and its zero."""
+    axes.axhline(0, color="0.6", linewidth=0.8)
+    threshold = _threshold(values, half)
+    if threshold is not None:
         axes.set_yscale("symlog", linthresh=threshold)
 
 
@@ -198,16 +205,18 @@ def _against_nfe(axes: Axes, nfe: np.ndarray, mean: np.ndarray, half: np.ndarray
 def sweep(result: Sweep) -> Figure:
     """The table of a metric as a heat map with its numbers, and the same as curves over NFE with 95 % intervals.
 
-    Low is taken for good. Colours are of the logarithm where all values are above 0.
+    Low is taken for good. Colours are of the logarithm, beyond the noise where values are of both signs.
     """
     metric = _METRICS.get(str(result.metric), str(result.metric))
     figure = _figure(5.2)
     figure.suptitle(_best(result), fontsize=12)
     left, right = figure.subplots(1, 2)
-    positive = bool(np.nanmin(result.mean) > 0)
-    image = left.imshow(
-        result.mean, cmap="cividis", aspect="auto", origin="lower", norm="log" if positive else "linear"
-    )
+    if np.nanmin(result.mean) > 0:
+        norm = "log"
+    else:
+        threshold, span = _threshold(result.mean, result.half), (np.nanmin(result.mean), np.nanmax(result.mean))
+        norm = Normalize(*span) if threshold is None else SymLogNorm(threshold, vmin=span[0], vmax=span[1])
+    image = left.imshow(result.mean, cmap="cividis", aspect="auto", origin="lower", norm=norm)
     for (i, j), value in np.ndenumerate(result.mean):
         half = result.half[i, j]
         text = _number(value, 3) + (f"\n± {_number(half)}" if np.isfinite(half) and half > 0 else "")
