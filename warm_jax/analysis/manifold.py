@@ -14,8 +14,10 @@ are equal (method.md, section 6):
 
 A gap below 0 is no merit: a state that is smoother, or nearer to the middle of the data, than typical draws has a
 higher density than they have, as 0 has under N(0, I), and is as far from their law. So the signed gap says in which
-direction reverse states leave and `departure` whether they do: it is 0 only if both laws of log-density agree, and
-about 2 |gap| once they no longer overlap. All but the first two need no density, and so serve any data set.
+direction reverse states leave, and `departure` whether the laws of log-density agree, which a gap of 0 does not say:
+it is 0 only if they do, about 2 |gap| once they no longer overlap, and gap² / (√π σ) for a shift of values that spread
+by σ far more than that, so that it tells a small shift later than the gap does. Neither of the two distances needs a
+density: they serve any data set.
 
 Common random numbers. In each repetition state i of the forward process is made of the noise that reverse state i
 starts from, and of an image drawn with replacement, the same at every level, NFE and BNR. Each side keeps its law, so

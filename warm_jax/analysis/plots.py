@@ -5,6 +5,7 @@ lightness and that the colour-blind can read, and each has a marker of its own.
 """
 
 import math
+import textwrap
 from typing import Any
 
 import matplotlib
@@ -101,40 +102,35 @@ def _scale(axes: Axes, values: np.ndarray, half: np.ndarray) -> None:
 
 
 def _sentence(result: Manifold, row: int) -> str:
-    """What is seen, from the averages over ln β."""
-    mean, half = result.average[row], result.average_half[row]
-    name = str(result.measures[row])
-    lines = []
+    """What is seen at the fewest and the most evaluations, from the averages over ln β of one measure."""
+    name, lines = str(result.measures[row]), []
     for j in dict.fromkeys((0, len(result.nfe) - 1)):
-        least, most = (int(pick(mean[:, j])) for pick in (np.nanargmin, np.nanargmax))
-        if not np.any(mean[:, j] > half[:, j]):
-            lines.append(f"at NFE {result.nfe[j]} no BNR departs measurably")
-            continue
-        line = f"at NFE {result.nfe[j]} BNR {result.bnrs[most]:g} departs"
-        line += (
-            f" ({name} {_number(mean[most, j])} ± {_number(half[most, j])})"
-            if least == most
-            else (
-                f" most ({name} {_number(mean[most, j])} ± {_number(half[most, j])}), BNR {result.bnrs[least]:g} least "
-                f"({_number(mean[least, j])} ± {_number(half[least, j])})"
-            )
-        )
-        lines.append(line)
+        size, half = np.abs(result.average[row, :, j]), result.average_half[row, :, j]
+        most, least = int(np.nanargmax(size)), int(np.nanargmin(size))
+        values = [f"{_number(result.average[row, i, j])} ± {_number(half[i])}" for i in range(len(half))]
+        if not np.any(size > half):
+            lines.append(f"at NFE {result.nfe[j]} no BNR is measurably off")
+        elif len(size) == 1:
+            lines.append(f"at NFE {result.nfe[j]} BNR {result.bnrs[0]:g} is off ({name} {values[0]})")
+        else:
+            off = f"at NFE {result.nfe[j]} BNR {result.bnrs[most]:g} is most off ({name} {values[most]})"
+            lines.append(f"{off}, BNR {result.bnrs[least]:g} least ({values[least]})")
     sentence = "; ".join(lines)
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
 def manifold(result: Manifold) -> Figure:
-    """A column for each NFE, a row for each measured departure against β, and the averages over ln β below.
+    """A column for each NFE, a row for each measure by density (else by distance), and the averages over ln β below.
 
     Bands and bars are 95 % intervals. The sampler runs from left to right: β falls. The axes of departures are
     logarithmic beyond the noise and linear within.
     """
     rows = [i for i in range(len(result.measures)) if np.isfinite(result.mean[i]).any()]
-    shown = [i for i in rows if result.measures[i] in ("gap", "departure")] or rows
+    density = [i for i in rows if result.measures[i] in ("gap", "departure")]
+    shown = density or rows
     extra = [i for i in rows if i not in shown]
     figure = _figure(3.1 * (len(shown) + 1) + 0.5)
-    figure.suptitle(_sentence(result, shown[-1]), fontsize=12)
+    figure.suptitle(textwrap.fill(_sentence(result, rows[0] if density else rows[-1]), 120), fontsize=12)
     parts = figure.subfigures(2, 1, height_ratios=[len(shown), 1], hspace=0.03)
     grid = parts[0].subplots(len(shown), len(result.nfe), sharex=True, sharey="row", squeeze=False)
     below = parts[1].subplots(1, len(shown) + len(extra), squeeze=False)[0]
