@@ -22,9 +22,10 @@ density: they serve any data set.
 Common random numbers. In each repetition state i of the forward process is made of the noise that reverse state i
 starts from, and of an image drawn with replacement, the same at every level, NFE and BNR. Each side keeps its law, so
 means stay unbiased; but the noise of a state, of which -log p_t is half the square, is shared, and most of it cancels
-in differences. Distances are means over pairs i ≠ j, which are independent: they are unbiased too, so a measure of
-equal laws is below 0 half of the time. Intervals are Student's t over repetitions, each with noise and images of its
-own.
+in differences. Distances are means over pairs i ≠ j, which are independent: they are unbiased too, and of equal laws
+below 0 half of the time or more. Intervals are Student's t over repetitions, each with noise and images of its own. An
+energy distance of equal laws is skewed, mostly a little below 0 and seldom far above: of 1,000 CIFAR-10 images, 64
+states and 10 seeds its interval holds 0 in 93 % of cases, and in 7 % lies wholly below. So a negative one says nothing.
 """
 
 import functools
@@ -84,7 +85,7 @@ def _reverse(
     predict: Predict, process: Process, levels: np.ndarray | Array, key: PRNGKeyArray, count: int, solver: str
 ) -> tuple[States, Array]:
     """`reverse_states`, and the evaluations counted."""
-    start_key, solver_key = jax.random.split(key)
+    start_key, _, solver_key = jax.random.split(key, 3)
     x = process.prior(start_key, (count, *process.image_shape))
     keys: Key[Array, " b"] = jax.random.split(solver_key, count)
     _, record = sampler.sample(predict, process, x, levels, solver=solver, keys=keys, trajectory=True)
@@ -119,9 +120,9 @@ def forward_states(
     Draw i has the same image and noise at every level, and with the same `key` the noise that run i of
     `reverse_states` starts from (a system with a `start` of its own draws other noise there).
     """
-    start_key, _ = jax.random.split(key)
+    start_key, image_key, _ = jax.random.split(key, 3)  # as in `_reverse`
     images = jnp.asarray(images)
-    chosen = images[jax.random.randint(jax.random.fold_in(key, 1), (count,), 0, len(images))]
+    chosen = images[jax.random.randint(image_key, (count,), 0, len(images))]
     noise = process.law.draw(start_key, chosen.shape).astype(chosen.dtype)
 
     def at(t: Array) -> Array:
