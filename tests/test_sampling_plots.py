@@ -38,9 +38,9 @@ def named(axes):
 def test_the_manifold_shows_each_measure_and_says_what_is_seen(tmp_path):
     result = departures()
     figure = sampling_plots.manifold(result)
-    assert figure.get_suptitle() == (
-        "At NFE 17 BNR 10 departs most (departure 0.50 ± 0.00010), BNR 0 least (0.0010 ± 0.00010); "
-        "at NFE 35 no BNR departs measurably."
+    assert figure.get_suptitle().replace("\n", " ") == (
+        "At NFE 17 BNR 10 is most off (gap 0.50 ± 0.00010), BNR 0 least (0.0010 ± 0.00010); "
+        "at NFE 35 no BNR is measurably off."
     )
     titles = {axes.get_title(): axes for axes in figure.axes}
     for name, levels, column in (("NFE 17", [3.0, 0.3], 0), ("NFE 35", [9.0, 1.0, 0.1], 1)):

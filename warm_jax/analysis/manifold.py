@@ -14,15 +14,18 @@ are equal (method.md, section 6):
 
 A gap below 0 is no merit: a state that is smoother, or nearer to the middle of the data, than typical draws has a
 higher density than they have, as 0 has under N(0, I), and is as far from their law. So the signed gap says in which
-direction reverse states leave and `departure` whether they do: it is 0 only if both laws of log-density agree, and
-about 2 |gap| once they no longer overlap. All but the first two need no density, and so serve any data set.
+direction reverse states leave, and `departure` whether the laws of log-density agree, which a gap of 0 does not say:
+it is 0 only if they do, about 2 |gap| once they no longer overlap, and gap² / (√π σ) for a shift of values that spread
+by σ far more than that, so that it tells a small shift later than the gap does. Neither of the two distances needs a
+density: they serve any data set.
 
 Common random numbers. In each repetition state i of the forward process is made of the noise that reverse state i
 starts from, and of an image drawn with replacement, the same at every level, NFE and BNR. Each side keeps its law, so
 means stay unbiased; but the noise of a state, of which -log p_t is half the square, is shared, and most of it cancels
-in differences. Distances are means over pairs i ≠ j, which are independent: they are unbiased too, so a measure of
-equal laws is below 0 half of the time. Intervals are Student's t over repetitions, each with noise and images of its
-own.
+in differences. Distances are means over pairs i ≠ j, which are independent: they are unbiased too, and of equal laws
+below 0 half of the time or more. Intervals are Student's t over repetitions, each with noise and images of its own. An
+energy distance of equal laws is skewed, mostly a little below 0 and seldom far above: of 1,000 CIFAR-10 images, 64
+states and 10 seeds its interval holds 0 in 93 % of cases, and in 7 % lies wholly below. So a negative one says nothing.
 """
 
 import functools
@@ -82,7 +85,7 @@ def _reverse(
     predict: Predict, process: Process, levels: np.ndarray | Array, key: PRNGKeyArray, count: int, solver: str
 ) -> tuple[States, Array]:
     """`reverse_states`, and the evaluations counted."""
-    start_key, solver_key = jax.random.split(key)
+    start_key, _, solver_key = jax.random.split(key, 3)
     x = process.prior(start_key, (count, *process.image_shape))
     keys: Key[Array, " b"] = jax.random.split(solver_key, count)
     _, record = sampler.sample(predict, process, x, levels, solver=solver, keys=keys, trajectory=True)
@@ -117,9 +120,9 @@ def forward_states(
     Draw i has the same image and noise at every level, and with the same `key` the noise that run i of
     `reverse_states` starts from (a system with a `start` of its own draws other noise there).
     """
-    start_key, _ = jax.random.split(key)
+    start_key, image_key, _ = jax.random.split(key, 3)  # as in `_reverse`
     images = jnp.asarray(images)
-    chosen = images[jax.random.randint(jax.random.fold_in(key, 1), (count,), 0, len(images))]
+    chosen = images[jax.random.randint(image_key, (count,), 0, len(images))]
     noise = process.law.draw(start_key, chosen.shape).astype(chosen.dtype)
 
     def at(t: Array) -> Array:
@@ -234,7 +237,8 @@ def manifold(
                 values[:, i, j, : number - 1, k] = np.asarray(found)
                 averages[:, i, j, k] = _average(np.asarray(found, np.float64), np.asarray(own, np.float64))
                 levels[j, : number - 1], nfe[j] = own, evaluations
-            say(f"BNR {bnr:g}, {number} steps: gap {np.mean(averages[0, i, j]):.4g} nats per dimension")
+            row, unit = (0, " nats per dimension") if density else (3, "")
+            say(f"BNR {bnr:g}, {number} steps: {MEASURES[row]} {np.mean(averages[row, i, j]):.4g}{unit}")
     mean, half = interval(values)
     average, average_half = interval(averages)
     names = np.array(MEASURES)

@@ -5,12 +5,15 @@ lightness and that the colour-blind can read, and each has a marker of its own.
 """
 
 import math
+import textwrap
 from typing import Any
 
 import matplotlib
 import matplotlib.backends.backend_agg
 import numpy as np
+import scipy.stats
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
 
 from warm_jax.analysis.manifold import Manifold
@@ -80,13 +83,19 @@ def _number(value: float, digits: int = 2) -> str:
     return f"{value:.{max(places, 0)}f}" if 1e-4 <= abs(value) < 1e5 else f"{value:.{digits - 1}e}"
 
 
-def _scale(axes: Axes, values: np.ndarray, half: np.ndarray) -> None:
-    """The y axis: logarithmic beyond the size of the noise and linear within, or linear where all is about as small."""
-    axes.axhline(0, color="0.6", linewidth=0.8)
+def _threshold(values: np.ndarray, half: np.ndarray) -> float | None:
+    """Up to where a signed logarithmic scale is linear: a power of ten near the size of the noise. None: everywhere."""
     noise = half[np.isfinite(half) & (half > 0)]
     size = np.nanmax(np.abs(values), initial=0.0)
     threshold = 10.0 ** math.ceil(math.log10(max(np.median(noise) if noise.size else 0.0, size / 1e4, 1e-12)))
-    if size > 10 * threshold:
+    return threshold if size > 10 * threshold else None
+
+
+def _scale(axes: Axes, values: np.ndarray, half: np.ndarray) -> None:
+    """The y axis of values of either sign, and its zero."""
+    axes.axhline(0, color="0.6", linewidth=0.8)
+    threshold = _threshold(values, half)
+    if threshold is not None:
         axes.set_yscale("symlog", linthresh=threshold)
 
 
@@ -94,40 +103,40 @@ def _scale(axes: Axes, values: np.ndarray, half: np.ndarray) -> None:
 
 
 def _sentence(result: Manifold, row: int) -> str:
-    """What is seen, from the averages over ln β."""
-    mean, half = result.average[row], result.average_half[row]
-    name = str(result.measures[row])
-    lines = []
+    """What is seen at the fewest and the most evaluations, from the averages over ln β of one measure.
+
+    Of five exact BNRs one would seem off once in four pictures: to ask whether any is, the intervals are widened for
+    their number (Bonferroni).
+    """
+    name, lines, freedom = str(result.measures[row]), [], len(result.seeds) - 1
+    wider = scipy.stats.t.ppf(1 - 0.025 / len(result.bnrs), freedom) / scipy.stats.t.ppf(0.975, freedom)
     for j in dict.fromkeys((0, len(result.nfe) - 1)):
-        least, most = (int(pick(mean[:, j])) for pick in (np.nanargmin, np.nanargmax))
-        if not np.any(mean[:, j] > half[:, j]):
-            lines.append(f"at NFE {result.nfe[j]} no BNR departs measurably")
-            continue
-        line = f"at NFE {result.nfe[j]} BNR {result.bnrs[most]:g} departs"
-        line += (
-            f" ({name} {_number(mean[most, j])} ± {_number(half[most, j])})"
-            if least == most
-            else (
-                f" most ({name} {_number(mean[most, j])} ± {_number(half[most, j])}), BNR {result.bnrs[least]:g} least "
-                f"({_number(mean[least, j])} ± {_number(half[least, j])})"
-            )
-        )
-        lines.append(line)
+        size, half = np.abs(result.average[row, :, j]), result.average_half[row, :, j]
+        most, least = int(np.nanargmax(size)), int(np.nanargmin(size))
+        values = [f"{_number(result.average[row, i, j])} ± {_number(half[i])}" for i in range(len(half))]
+        if not np.any(size > wider * half):
+            lines.append(f"at NFE {result.nfe[j]} no BNR is measurably off")
+        elif len(size) == 1:
+            lines.append(f"at NFE {result.nfe[j]} BNR {result.bnrs[0]:g} is off ({name} {values[0]})")
+        else:
+            off = f"at NFE {result.nfe[j]} BNR {result.bnrs[most]:g} is most off ({name} {values[most]})"
+            lines.append(f"{off}, BNR {result.bnrs[least]:g} least ({values[least]})")
     sentence = "; ".join(lines)
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
 def manifold(result: Manifold) -> Figure:
-    """A column for each NFE, a row for each measured departure against β, and the averages over ln β below.
+    """A column for each NFE, a row for each measure by density (else by distance), and the averages over ln β below.
 
     Bands and bars are 95 % intervals. The sampler runs from left to right: β falls. The axes of departures are
     logarithmic beyond the noise and linear within.
     """
     rows = [i for i in range(len(result.measures)) if np.isfinite(result.mean[i]).any()]
-    shown = [i for i in rows if result.measures[i] in ("gap", "departure")] or rows
+    density = [i for i in rows if result.measures[i] in ("gap", "departure")]
+    shown = density or rows
     extra = [i for i in rows if i not in shown]
     figure = _figure(3.1 * (len(shown) + 1) + 0.5)
-    figure.suptitle(_sentence(result, shown[-1]), fontsize=12)
+    figure.suptitle(textwrap.fill(_sentence(result, rows[0] if density else rows[-1]), 120), fontsize=12)
     parts = figure.subfigures(2, 1, height_ratios=[len(shown), 1], hspace=0.03)
     grid = parts[0].subplots(len(shown), len(result.nfe), sharex=True, sharey="row", squeeze=False)
     below = parts[1].subplots(1, len(shown) + len(extra), squeeze=False)[0]
@@ -198,16 +207,18 @@ def _against_nfe(axes: Axes, nfe: np.ndarray, mean: np.ndarray, half: np.ndarray
 def sweep(result: Sweep) -> Figure:
     """The table of a metric as a heat map with its numbers, and the same as curves over NFE with 95 % intervals.
 
-    Low is taken for good. Colours are of the logarithm where all values are above 0.
+    Low is taken for good. Colours are of the logarithm, beyond the noise where values are of both signs.
     """
     metric = _METRICS.get(str(result.metric), str(result.metric))
     figure = _figure(5.2)
     figure.suptitle(_best(result), fontsize=12)
     left, right = figure.subplots(1, 2)
-    positive = bool(np.nanmin(result.mean) > 0)
-    image = left.imshow(
-        result.mean, cmap="cividis", aspect="auto", origin="lower", norm="log" if positive else "linear"
-    )
+    if np.nanmin(result.mean) > 0:
+        norm = "log"
+    else:
+        threshold, span = _threshold(result.mean, result.half), (np.nanmin(result.mean), np.nanmax(result.mean))
+        norm = Normalize(*span) if threshold is None else SymLogNorm(threshold, vmin=span[0], vmax=span[1])
+    image = left.imshow(result.mean, cmap="cividis", aspect="auto", origin="lower", norm=norm)
     for (i, j), value in np.ndenumerate(result.mean):
         half = result.half[i, j]
         text = _number(value, 3) + (f"\n± {_number(half)}" if np.isfinite(half) and half > 0 else "")
