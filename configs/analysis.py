@@ -3,8 +3,11 @@
 from ml_collections import ConfigDict
 
 
-def defaults() -> ConfigDict:
-    """What the figures are made of. The workdir's checkpoint joins in where there is one."""
+def defaults(samples: int) -> ConfigDict:
+    """What the figures are made of. The workdir's checkpoint joins in where there is one.
+
+    `samples`: of a model, for one score of the sweep.
+    """
     analysis = ConfigDict()
     analysis.bnrs = (0.0, 0.5, 1.0, 2.0, 10.0)  # blur-to-noise ratios that are compared; the paper's
     analysis.budget = 0.05  # share of the information left by noise that the recommended BNR may cost
@@ -14,6 +17,7 @@ def defaults() -> ConfigDict:
     analysis.oracle_images = 1_000  # manifold, sweep: images that the empirical oracle knows
     analysis.steps = (9, 18, 40)  # manifold: of Heun's solver, 17, 35 and 79 evaluations
     analysis.sweep_steps = (5, 9, 18, 40)  # sweep: 9, 17, 35 and 79 evaluations
+    analysis.samples = samples  # sweep: of a model, a seed
     analysis.count = 32  # manifold: states, a seed
     analysis.repeats = 3  # manifold, sweep: seeds, for confidence intervals
     return analysis

@@ -117,5 +117,5 @@ def recipe(system: str) -> ConfigDict:
     compare.repeats = 3
     compare.steps = 18  # of Heun's solver, beside each system's own
     compare.shown = 10  # samples in the picture, a system
-    config.analysis = analysis.defaults()  # --mode=analyze
+    config.analysis = analysis.defaults(samples=10_000)  # --mode=analyze
     return config

@@ -102,7 +102,7 @@ def get_config(system: str = "warm") -> ConfigDict:
     compare.repeats = 3
     compare.steps = 18  # of Heun's solver, beside each system's own
     compare.shown = 10  # samples in the picture, a system
-    config.analysis = analysis.defaults()  # --mode=analyze
+    config.analysis = analysis.defaults(samples=500)  # --mode=analyze
     systems.native(config, system)
     config.sample.steps = min(config.sample.steps, 100)  # of the 1000 of some: minutes are short here
     return config

@@ -38,6 +38,7 @@ def get_config(system: str = "warm") -> ConfigDict:
     config.analysis.oracle_images = 50
     config.analysis.steps = (4,)
     config.analysis.sweep_steps = (3, 4)
+    config.analysis.samples = 20
     config.analysis.count = 8
     config.analysis.repeats = 2
     return config

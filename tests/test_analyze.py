@@ -36,7 +36,7 @@ def trained(workdir, system="warm", **changes):
 
 
 def test_all_figures_of_a_model(tmp_path):
-    config = trained(tmp_path, eval__count=20, eval__metrics=("lsd",))
+    config = trained(tmp_path, eval__metrics=("lsd",))
     assert analyze.analyze(analyze.prepare(config, tmp_path, "all", -1)) == 0
     figures = {path.stem for path in (tmp_path / "figures").glob("*.png")}
     assert figures == {path.stem for path in (tmp_path / "figures").glob("*.npz")}
@@ -64,7 +64,7 @@ def test_all_figures_of_a_model(tmp_path):
 
 def test_a_sweep_of_models_goes_on(tmp_path, monkeypatch):
     """Its finished cells are lines of a file; a signal between two of them ends it with 75."""
-    config = trained(tmp_path, eval__count=20, eval__metrics=("lsd",))
+    config = trained(tmp_path, eval__metrics=("lsd",))
     run = dataclasses.replace(analyze.prepare(config, tmp_path, "sweep", -1))
     measured = []
 

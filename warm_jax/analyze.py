@@ -34,6 +34,7 @@ _RANGES = {
     "images": (2, 10**8),
     "image": (0, 10**9),
     "oracle_images": (2, 10**6),
+    "samples": (2, 10**7),
     "count": (2, 2**16),
     "repeats": (2, 1000),
 }
@@ -127,7 +128,9 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, name: str, step: int) -> 
         raise ValueError(f"analysis.image is {config.analysis.image}; {source.spec} has images 0 to {len(source) - 1}")
     models = _models(config, workdir, step)
     if "sweep" in names and models:
-        evaluate.check(config, reference.load_extractor(config))
+        last = config.copy_and_resolve_references()
+        last.eval = _evaluation(config, config.analysis.repeats - 1)
+        evaluate.check(last, reference.load_extractor(config))
     workdirs.check_writable(workdir / "figures")
     return Run(config, workdir, names, source, models)
 
@@ -243,13 +246,20 @@ def _of_models(run: Run) -> manifold.Manifold:
     )
 
 
+def _evaluation(config: ConfigDict, seed: int) -> ConfigDict:
+    """The `eval` section of one cell."""
+    settings, samples = config.eval.copy_and_resolve_references(), config.analysis.samples
+    settings.first, settings.count = settings.first + seed * samples, samples
+    settings.metrics = settings.metrics[:1]
+    settings.reference = settings.reference or config.data.source
+    return settings
+
+
 def _score_cell(run: Run, cell: sweep.Cell) -> tuple[int, dict[str, float]]:
-    """A model's scores as `--mode=evaluate` gives them; of seed k the images are the k-th `eval.count` of all."""
+    """A model's scores as `--mode=evaluate` gives them; of seed k the k-th `analysis.samples` images of all."""
     model = run.models[cell.bnr].sampled_with(steps=cell.steps, solver="heun")
     config = model.experiment.config
-    config.eval = run.config.eval.copy_and_resolve_references()
-    config.eval.first += cell.seed * config.eval.count
-    config.eval.reference = config.eval.reference or run.config.data.source
+    config.eval = _evaluation(run.config, cell.seed)
     judging = evaluate.prepare(config, model.workdir, "", model.step, "once", watch=False)
     if evaluate.evaluate(judging):
         raise InterruptedError(f"{preemption.requested()}: the cells that are done are kept")
@@ -263,7 +273,7 @@ def _sweep_models(run: Run) -> sweep.Sweep:
     made = {f"{bnr:g}": (str(model.workdir), model.step) for bnr, model in run.models.items()}
     wanted = sweep.cells(tuple(run.models), tuple(settings.sweep_steps), tuple(range(settings.repeats)))
     bar, rows = log.progress(len(wanted), unit="cell", doing="sweep"), []
-    depends = {"models": made, "eval": config["eval"], "data": config["data"]["source"]}
+    depends = {"models": made, "eval": config["eval"], "samples": settings.samples, "data": config["data"]["source"]}
     for row in sweep.sweep(
         wanted,
         lambda cell: _score_cell(run, cell),
