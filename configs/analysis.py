@@ -19,5 +19,5 @@ def defaults(samples: int) -> ConfigDict:
     analysis.sweep_steps = (5, 9, 18, 40)  # sweep: 9, 17, 35 and 79 evaluations
     analysis.samples = samples  # sweep: of a model, a seed
     analysis.count = 32  # manifold: states, a seed
-    analysis.repeats = 3  # manifold, sweep: seeds, for confidence intervals
+    analysis.repeats = 5  # manifold, sweep: seeds, for confidence intervals
     return analysis
