@@ -1,7 +1,5 @@
 """From a config to the figures: what is asked for, who joins in, and what is written."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,7 @@ import pytest
 import scipy.fft
 import tiny
 
-from warm_jax import analyze, checkpoint, experiment, preemption, workdirs
+from warm_jax import analyze, checkpoint, experiment, figures, preemption, workdirs
 from warm_jax.analysis import sweep
 from warm_jax.data import sources
 
@@ -65,14 +63,14 @@ def test_all_figures_of_a_model(tmp_path):
 def test_a_sweep_of_models_goes_on(tmp_path, monkeypatch):
     """Its finished cells are lines of a file; a signal between two of them ends it with 75."""
     config = trained(tmp_path, eval__metrics=("lsd",))
-    run = dataclasses.replace(analyze.prepare(config, tmp_path, "sweep", -1))
+    run = analyze.prepare(config, tmp_path, "sweep", -1)
     measured = []
 
     def score(run, cell):
         measured.append(cell)
         return 7, {"lsd": cell.bnr + cell.steps + cell.seed}
 
-    monkeypatch.setattr(analyze, "_score_cell", score)
+    monkeypatch.setattr(figures, "_score_cell", score)
     monkeypatch.setattr(preemption, "requested", lambda: "SIGTERM" if len(measured) == 3 else "")
     assert analyze.analyze(run) == preemption.EXIT_AGAIN
     assert len(measured) == 3
@@ -85,15 +83,15 @@ def test_a_sweep_of_models_goes_on(tmp_path, monkeypatch):
 
 def test_who_joins_in(tmp_path):
     base = tiny.config()
-    assert analyze.prepare(base, tmp_path / "new", "learning", -1).models == {}
+    assert analyze.prepare(base, tmp_path / "new", "learning", -1).subject.models == {}
     trained(tmp_path / "hot", "hot")
     trained(tmp_path / "warm", process__bnr=2.0)
     trained(tmp_path / "any", "amortised", process__bnr_min=0.5, process__bnr_max=4.0, process__bnr_zero=0.0)
     base.analysis.models = (str(tmp_path / "hot"), str(tmp_path / "warm"))
-    models = analyze.prepare(base, tmp_path / "new", "learning", -1).models
+    models = analyze.prepare(base, tmp_path / "new", "learning", -1).subject.models
     assert {bnr: model.workdir.name for bnr, model in models.items()} == {0.0: "hot", 2.0: "warm"}
     base.analysis.models, base.analysis.bnrs = (str(tmp_path / "any"),), (0.0, 0.5, 1.0, 10.0)
-    models = analyze.prepare(base, tmp_path / "new", "learning", -1).models
+    models = analyze.prepare(base, tmp_path / "new", "learning", -1).subject.models
     beta = jnp.asarray([2.0])
     assert {bnr: float(model.process.blur(beta)[0]) for bnr, model in models.items()} == {0.5: 1.0, 1.0: 2.0}
 

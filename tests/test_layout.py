@@ -25,6 +25,7 @@ PROGRAMS = (
     "inspect",
     "analyze",
     "trained",
+    "figures",
     "convert",
 )
 
