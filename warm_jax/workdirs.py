@@ -20,6 +20,8 @@ RUN_KEYS = (
     *("train.batch_size", "train.accumulation", "train.ema_halflife_images", "train.clip_norm"),
 )
 
+ORIGIN, BEGUN = "origin.json", "init.json"  # where converted weights are from; what a training was begun from
+
 
 def check_writable(folder: pathlib.Path) -> None:
     """Makes `folder` and raises OSError, naming it, where nothing can be written in it."""
@@ -29,6 +31,13 @@ def check_writable(folder: pathlib.Path) -> None:
             pass
     except OSError as error:
         raise OSError(f"cannot write in {folder} ({error.strerror}); choose another with --workdir or --out") from error
+
+
+def check_new(workdir: pathlib.Path) -> None:
+    """Makes `workdir`; ValueError where a run lives there already, OSError where nothing can be written."""
+    if (workdir / "config.json").exists() or (workdir / "checkpoints").exists():
+        raise ValueError(f"{workdir} holds a run already; name another --workdir, or remove it")
+    check_writable(workdir)
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
@@ -48,6 +57,27 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
     for name, value in tree.items():
         flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
+
+
+def differing(one: ConfigDict, other: ConfigDict, keys: tuple[str, ...]) -> list[tuple[str, object]]:
+    """(dotted key, value in `other`) wherever the two differ under `keys`."""
+    flat, ours = (_flatten(config.to_dict()) for config in (one, other))
+    under = [key for key in ours if any(key == k or key.startswith(f"{k}.") for k in keys)]
+    return [(key, ours[key]) for key in under if key not in flat or flat[key] != ours[key]]
+
+
+def load_note(workdir: pathlib.Path, name: str) -> dict | None:
+    """What `ORIGIN` or `BEGUN` of a workdir says; None where there is none. ValueError where it is damaged."""
+    path = workdir / name
+    try:
+        note = json.loads(path.read_text())
+        if not isinstance(note, dict):
+            raise ValueError("no JSON object")
+        return note
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it") from error
 
 
 def load_config(workdir: pathlib.Path, like: ConfigDict) -> ConfigDict:
