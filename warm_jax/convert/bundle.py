@@ -7,7 +7,7 @@
     config           the run's whole config, as in config.json
     process          system, BNR, image shape, and the levels that sampling goes through
     spectrum         the data's mean DCT power [h][w]; null where the run measured none
-    start            file and sha256 of the low DCT coefficients that sampling starts from; null for systems that start from noise
+    start            file and sha256 of the low DCT coefficients that sampling starts from; null where that is noise
     weights          file, sha256, number of tensors and of parameters
     checkpoint_step, origin, begun_from, licence   where the weights are from, as far as known
     sampler          file, platforms and arguments of the StableHLO program; null where there is none
@@ -152,7 +152,7 @@ def check_flatbuffers() -> None:
 
 
 def load_program(folder: str | pathlib.Path) -> export.Exported:
-    """The exported sampler; its `call` takes what `export.program` says. ValueError where it cannot run here, and why."""
+    """The exported sampler; its `call` takes what `export.program` says. ValueError where it cannot run here."""
     folder = pathlib.Path(folder)
     read_about(folder)
     path = folder / SAMPLER

@@ -107,7 +107,8 @@ def text(about: dict, workdir: pathlib.Path) -> str:
             f"{', '.join(about['sampler']['platforms'])} ({sample['solver']}, {sample['steps']} steps, batch of any "
             f"size, arguments: weights in the order of their names, seeds{labels}).",
             "With warm_jax, which is needed for everything else:",
-            "```python\nfrom warm_jax.convert import bundle\n\nexperiment, params, measured, about = bundle.load(FOLDER)\n"
+            "```python\nfrom warm_jax.convert import bundle\n\n"
+            "experiment, params, measured, about = bundle.load(FOLDER)\n"
             "prediction = experiment.to_sample.predict(params, x, t)  # D and R for states x at levels t\n```",
             "`python -m warm_jax.main --mode=convert --from_export=FOLDER --workdir=RUN` makes it a run again.",
         ],

@@ -24,7 +24,7 @@ from warm_jax.convert import bundle, card
 from warm_jax.convert.edm import save_workdir
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-EXAMPLE = '''"""Draws images from seeds: python sample.py [COUNT]. Needs jax, flatbuffers, numpy and safetensors, nothing else."""
+EXAMPLE = '''"""Draws images from seeds: python sample.py [COUNT]. Needs only jax, flatbuffers, numpy, safetensors."""
 
 import pathlib
 import sys
@@ -63,9 +63,9 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, out: str, step: int, plat
             "sample.guide is set: an export has one model's weights; unset it, or sample with --mode=sample"
         )
     target = pathlib.Path(out) if out else workdir / "export"
-    if target.suffix or target.is_file():
-        raise ValueError(f"--out={out}: an export is a folder")
-    source = generate.prepare(config, workdir, "0", str(workdir / "samples"), step)
+    if target.is_file():
+        raise ValueError(f"--out={out} is a file; an export is a folder")
+    source = generate.prepare(config, workdir, "0", str(target), step)
     workdirs.check_writable(target)
     return Run(source, target, platforms)
 
@@ -140,18 +140,15 @@ def prepare_import(folder: str, workdir: str) -> Import:
 def import_export(run: Import) -> int:
     """Makes a workdir of an export, to sample, score and begin from. Returns the exit status."""
     model, workdir = run.model, run.workdir
-    origin = {
-        "source": "an export",
-        "weights": model.about["weights"]["sha256"],
-        "begun_from": model.about["begun_from"],
-    }
-    origin |= model.about["origin"] or {}
-    if model.about["licence"]:
-        origin["licence"] = model.about["licence"]
+    about = model.about
+    origin = {"source": "an export", "sha256": about["weights"]["sha256"], "begun_from": about["begun_from"]}
+    origin |= about["origin"] or {}
+    if about["licence"]:
+        origin["licence"] = about["licence"]
     workdirs.write_atomically(workdir / workdirs.ORIGIN, json.dumps(origin, indent=2).encode() + b"\n")
     if model.measured is not None:
         arrays = {name: array for name, array in model.measured._asdict().items() if array is not None}
         workdirs.save_measured({name: np.asarray(array) for name, array in arrays.items()}, workdir)
     save_workdir(model.experiment, model.params, workdir)
-    log.say(f"{workdir}: the model of {model.about['process']['system']}, to be sampled with the config it was made by")
+    log.say(f"{workdir}: the model of {about['process']['system']}, to be sampled with the config it was made by")
     return 0
