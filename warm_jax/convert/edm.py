@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
-from warm_jax import checkpoint, experiment, log, mesh, workdirs
+from warm_jax import checkpoint, experiment, log, workdirs
 from warm_jax.data import augment
 from warm_jax.models import geometry
 from warm_jax.weights import edm, tensors
@@ -183,10 +183,10 @@ def _commands(name: str, pristine: ConfigDict, config: ConfigDict, workdir: path
     """How to sample, and how to start a warm training, with all values that differ from the config file's."""
     options = [
         f"--config.{key}='{value}'" if isinstance(value, tuple | str) else f"--config.{key}={value}"
-        for key, value in workdirs.differing(pristine, config, workdirs.MODEL_KEYS)
+        for key, value in workdirs.differing(pristine, config, (*workdirs.MODEL_KEYS, "data.label_dropout"))
     ]
     run, folder = "python -m warm_jax.main", f"'{workdir}'" if " " in str(workdir) else workdir
-    kept = [option for option in options if "model.dtype" not in option]
+    kept = [option for option in options if "model.dtype" not in option and "label_dropout" not in option]
     return (
         " ".join([run, f"--config={name}", *options, "--mode=sample", f"--workdir={folder}"]),
         " ".join([run, f"--config={name.partition(':')[0]}", *kept, f"--init_from={folder}"]),
@@ -229,7 +229,8 @@ def save_workdir(exp: experiment.Experiment, params: PyTree[Array | np.ndarray],
     """Writes config.json, and the weights as a checkpoint of step 0 that can be sampled and begun from."""
     workdirs.save_config(exp.config, workdir)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
-    checkpoints.save(0, None, jax.device_put(params, mesh.replicated(exp.mesh)), wait=True)
+    # On one device: of weights on many, Orbax would compile how to share the work of writing.
+    checkpoints.save(0, None, jax.device_put(params, jax.devices()[0]), wait=True)
     checkpoints.close()
 
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from warm_jax import experiment, family, generate, log, workdirs
@@ -89,30 +90,35 @@ def program(exp: experiment.Experiment, platforms: tuple[str, ...]) -> jax_expor
     return jax_export.export(jax.jit(draw), platforms=platforms)(*given)
 
 
-def _measured(run: generate.Run) -> family.Measured | None:
-    stored = workdirs.load_measured(run.workdir)
-    return None if stored is None else family.Measured(**stored)
+def write(
+    out: pathlib.Path,
+    exp: experiment.Experiment,
+    params: PyTree[np.ndarray | jax.Array],
+    measured: family.Measured | None,
+    facts: dict[str, object],
+    platforms: tuple[str, ...],
+) -> dict:
+    """Writes all files but the card, and returns what `model.json` says; `facts` of the weights go in as they are."""
+    classes = exp.config.data.num_classes
+    (out / bundle.SAMPLER).write_bytes(program(exp, platforms).serialize())
+    labels = ", np.full(count, -1, np.int32)" if classes else ""
+    (out / "sample.py").write_text(EXAMPLE.replace("{labels}", labels))
+    arguments = ["weights", "seeds uint32 [b]", *(["labels int32 [b]"] if classes else [])]
+    sampler = {"file": bundle.SAMPLER, "platforms": list(platforms), "arguments": arguments}
+    return bundle.save(out, exp, params, measured, facts | {"sampler": sampler})
 
 
 def export(run: Run) -> int:
     """Writes all files. Returns the exit status."""
-    source, exp, out = run.source, run.source.experiment, run.out
+    source, out = run.source, run.out
     step, params = generate.load_ema(source)
+    log.say(f"checkpoint of step {step}; writing the sampler for {', '.join(run.platforms)}")
     origin, begun = (workdirs.load_note(source.workdir, name) for name in (workdirs.ORIGIN, workdirs.BEGUN))
     licence = next((note["licence"] for note in (origin, begun) if note and "licence" in note), None)
-    arguments = ["weights", "seeds uint32 [b]", *(["labels int32 [b]"] if exp.config.data.num_classes else [])]
-    log.say(f"checkpoint of step {step}; writing the sampler for {', '.join(run.platforms)}")
-    (out / bundle.SAMPLER).write_bytes(program(exp, run.platforms).serialize())
-    labels = ", np.full(count, -1, np.int32)" if exp.config.data.num_classes else ""
-    (out / "sample.py").write_text(EXAMPLE.replace("{labels}", labels))
-    facts = {
-        "checkpoint_step": step,
-        "origin": origin,
-        "begun_from": begun,
-        "licence": licence,
-        "sampler": {"file": bundle.SAMPLER, "platforms": list(run.platforms), "arguments": arguments},
-    }
-    about = bundle.save(out, exp, jax.device_get(params), _measured(source), facts)
+    facts = {"checkpoint_step": step, "origin": origin, "begun_from": begun, "licence": licence}
+    stored = workdirs.load_measured(source.workdir)
+    measured = None if stored is None else family.Measured(**stored)
+    about = write(out, source.experiment, jax.device_get(params), measured, facts, run.platforms)
     (out / "README.md").write_text(card.text(about, source.workdir))
     log.say(f"{out}: {about['weights']['parameters']:,} parameters; README.md says what and how")
     return 0
