@@ -46,29 +46,26 @@ def test_loss_at_step_0_is_the_hot_models(hot, key):
     labels = jnp.eye(10)[:8]
     x0 = jax.random.uniform(key, (8, 28, 28, 1), minval=-1)
 
-    def evaluate(made, weights, example, process):
-        model = made.model.of(process)
-        predict = lambda x, t: model.predict(weights, x, t, labels)  # noqa: E731
-        return predict(example.x, example.t), loss.two_head(predict, example, model.preconditioning.weight)
+    def evaluator(model):
+        def evaluate(weights, example, ratio):
+            at = model.of(model.process.follow(lambda beta: ratio * beta)) if model.process.follow else model
+            found = at.predict(weights, example.x, example.t, labels)
+            return found, *loss.two_head(lambda x, t: found, example, at.preconditioning.weight)
 
-    evaluate = jit(evaluate, static_argnums=(0, 3))
-    unblurred = loss.draw(exp.process, key, x0)
-    for made in (exp, warm):  # the same draw, whoever makes it
-        np.testing.assert_array_equal(loss.draw(made.process, key, x0).x, unblurred.x)
-    sharp = warm.process.follow(lambda beta: 0 * beta)
+        return jit(evaluate)
+
+    of_hot, of_warm = evaluator(exp.model), evaluator(warm.model)
+    sharp = loss.draw(exp.process, key, x0)
+    np.testing.assert_array_equal(loss.draw(warm.process, key, x0).x, sharp.x)  # the same draw, whoever makes it
+    expected, found = of_hot(params, sharp, 0.0), of_warm(widened, sharp, 0.0)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-6)
+    np.testing.assert_allclose(found[0].blurred, expected[0].blurred, atol=1e-5)
+    assert not np.asarray(found[0].residual).any() and float(expected[1]) > 0.1
+    assert found[2].residual.max() < 1e-6 * found[2].blurred.min()  # its target is 0 but for rounding
     blurred = loss.draw(warm.process.follow(lambda beta: 2 * beta), key, x0)
-    (expected, (expected_loss, _)), (found, (found_loss, errors)) = (
-        evaluate(exp, params, unblurred, exp.process),
-        evaluate(warm, widened, unblurred, sharp),
-    )
-    np.testing.assert_allclose(found_loss, expected_loss, rtol=1e-6)
-    np.testing.assert_allclose(found.blurred, expected.blurred, atol=1e-5)
-    assert not np.asarray(errors.residual).any() and float(expected_loss) > 0.1
-    mixed = evaluate(warm, widened, blurred, warm.process.follow(lambda beta: 2 * beta))[0]
-    said = evaluate(exp, params, blurred, exp.process)[0]
-    np.testing.assert_allclose(mixed.blurred, said.blurred, atol=1e-5)
-    assert not np.asarray(mixed.residual).any()
-    assert np.abs(blurred.x - unblurred.x).max() > 0.1
+    expected, found = of_hot(params, blurred, 0.0), of_warm(widened, blurred, 2.0)
+    np.testing.assert_allclose(found[0].blurred, expected[0].blurred, atol=1e-5)
+    assert not np.asarray(found[0].residual).any() and np.abs(blurred.x - sharp.x).max() > 0.1
 
 
 def test_a_training_begins_there_and_says_so(hot, hot_workdir, tmp_path, capsys, monkeypatch):

@@ -8,7 +8,7 @@ other opcode, is refused by name. What is built holds no more bytes than the fil
 
 import io
 import pickletools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 ORDERED_DICT = "collections OrderedDict"
 Call = Callable[[tuple], object]
@@ -35,6 +35,14 @@ class Record:
 def wrong(text: str) -> ValueError:
     """What a reader raises for a file that it refuses."""
     return ValueError(f"not a file of tensors: {text}")
+
+
+def _opcodes(stream: io.BytesIO) -> Iterator[tuple[pickletools.OpcodeInfo, object]]:
+    try:
+        for opcode, argument, _ in pickletools.genops(stream):
+            yield opcode, argument
+    except ValueError as error:
+        raise wrong(f"no pickle, or cut short ({error})") from None
 
 
 def empty_dict(arguments: tuple) -> dict:
@@ -66,7 +74,7 @@ class Machine:
     def run(self, stream: io.BytesIO) -> object:
         """What the pickle at the stream's position builds; the stream is left behind its end. Or ValueError."""
         try:
-            for opcode, argument, _ in pickletools.genops(stream):
+            for opcode, argument in _opcodes(stream):
                 if opcode.name == "STOP":
                     return self.stack.pop()
                 self.step(opcode.name, argument)
