@@ -1,9 +1,12 @@
 """EDM's network pickles: written by `edm_files.py`, converted, and compared with numpy networks in float64."""
 
+import hashlib
 import json
 import os
 import pathlib
 import pickle
+import shlex
+import sys
 
 import edm_files
 import jax
@@ -12,12 +15,14 @@ import numpy as np
 import pytest
 import reference_adm
 import reference_unet
+from absl import flags
+from absl.testing import flagsaver
 from networks import jit
 from test_pth import Calls, evil
 
 from configs import cifar10
-from warm_jax import checkpoint, generate, workdirs
-from warm_jax.convert import edm
+from warm_jax import checkpoint, generate, main
+from warm_jax.convert import begin, edm
 from warm_jax.weights.edm import read_network
 
 KINDS = {
@@ -113,26 +118,48 @@ def test_the_published_files_need_no_config():
         assert edm.nearest_config(found) == f"configs/{name}.py:hot"
 
 
-def test_the_workdir(files, tmp_path, capsys):
-    """Weights restored bitwise; origin and licence kept and said; the printed commands name all that differs."""
-    file = files["ncsnpp"][1]
-    workdir = tmp_path / "run"
-    conversion = edm.prepare(file, str(workdir), "", None, load)
-    assert edm.convert(conversion) == 0
+@pytest.fixture
+def typed(monkeypatch):
+    """What the command line makes of a printed command: its mode, its config, its flags."""
+    monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
+
+    def parse(command, then=lambda: None):
+        argv = shlex.split(command)[2:]
+        with flagsaver.flagsaver():
+            flags.FLAGS.unparse_flags()
+            monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for overrides
+            main.parse(argv)
+            then()
+            return main._MODE.value, main._CONFIG.value, pathlib.Path(main._WORKDIR.value), main._INIT_FROM.value
+
+    return parse
+
+
+def test_the_workdir(files, tmp_path, capsys, typed):
+    """Weights bitwise as converted; origin and licence kept and said; both printed commands are taken as they are."""
+    file, workdir = files["ncsnpp"][1], tmp_path / "run"
+    command = f"python -m warm_jax.main --mode=convert --from_edm={file} --workdir={workdir}"
+    typed(command, then=lambda: main.prepare("convert", None, workdir)())
     said = capsys.readouterr().out
     origin = json.loads((workdir / "origin.json").read_text())
-    assert origin["source"] == "ncsnpp.pkl" and origin["sha256"] in said
+    assert (
+        origin["source"] == "ncsnpp.pkl"
+        and origin["sha256"] == hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()
+    )
     assert "CC BY-NC-SA 4.0: no commercial use" in origin["licence"] and origin["licence"] in said
-    sampling, training = conversion.commands
-    assert sampling in said and training in said
-    assert "--config=configs/ffhq64.py:hot" in sampling and f"--workdir={workdir}" in sampling
-    assert "--config.model.dtype='float32'" in sampling and "dtype" not in training
-    assert "--config=configs/ffhq64.py --config.data" in training and f"--init_from={workdir}" in training
-    config = workdirs.load_config(workdir, load(""))
-    run = generate.prepare(config, workdir, "0-3", "", -1)
+    sampling, training = (line.strip() for line in said.splitlines() if line.startswith("    python"))
+
+    mode, config, where, _ = typed(sampling)
+    run = generate.prepare(config, where, "0-3", "", -1)
+    assert mode == "sample" and config.model.dtype == "float32" and where == workdir
     step, ema = generate.load_ema(run)
+    converted = edm.prepare(file, str(tmp_path / "other"), "", None, load).params
+    jax.tree.map(np.testing.assert_array_equal, ema, converted)
     assert step == 0
-    jax.tree.map(np.testing.assert_array_equal, ema, conversion.params)
+
+    mode, config, _, start = typed(training)
+    assert mode == "train" and config.process.bnr == 0.5 and config.model.dtype == "bfloat16"
+    assert begin.prepare(config, tmp_path / "warm", start, begun=False).workdir == workdir
     with pytest.raises(ValueError, match="holds a run already"):
         edm.prepare(file, str(workdir), "", None, load)
 
