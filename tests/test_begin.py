@@ -14,7 +14,11 @@ from warm_jax.convert import begin
 from warm_jax.convert.edm import save_workdir
 from warm_jax.diffusion import loss
 
-PLAIN = {"model__patch_size": 2, "train__batch_size": 8}  # a patch's pixels each have both heads
+PLAIN = {
+    "model__patch_size": 2,
+    "model__channel_mult": (1,),
+    "train__batch_size": 8,
+}  # a patch's pixels each have both heads
 
 
 def random_params(exp, seed=0):
@@ -70,7 +74,7 @@ def test_loss_at_step_0_is_the_hot_models(hot, key):
 
 def test_a_training_begins_there_and_says_so(hot, hot_workdir, tmp_path, capsys, monkeypatch):
     def init_state(exp):  # takes long to compile, and here no number of it may be left
-        return jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0, leaf.dtype) + 1, step.abstract_state(exp))
+        return jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), step.abstract_state(exp))
 
     monkeypatch.setattr(train, "init_state", init_state)
     (hot_workdir / "origin.json").write_text(json.dumps({"source": "x.pkl", "licence": "not for sale"}))
@@ -116,9 +120,10 @@ def test_a_run_that_has_begun_remembers(hot_workdir, tmp_path, capsys):
     (workdir / "init.json").unlink()
     with pytest.raises(ValueError, match="began from random weights; leave --init_from out"):
         begin.prepare(config, workdir, str(hot_workdir), begun=True)
-    (workdir / "init.json").write_text("{")
-    with pytest.raises(ValueError, match=r"init\.json is damaged"):
-        begin.prepare(config, workdir, "", begun=True)
+    for damaged in ("{", "[]", '{"workdir": "x"}'):
+        (workdir / "init.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"init\.json is damaged"):
+            begin.prepare(config, workdir, "", begun=True)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def widen(own: PyTree, given: PyTree, patch_size: int) -> PyTree:
     """`given` in the tree of a new model's own initial weights `own`, where `check_fits`. See the module's head."""
     flat = _flat(jax.device_get(given))
 
-    def choose(path: tuple, leaf: jax.Array | jax.ShapeDtypeStruct) -> np.ndarray:
+    def choose(path: tuple, leaf: jax.Array | np.ndarray | jax.ShapeDtypeStruct) -> np.ndarray:
         name = "/".join(entry.key for entry in path)
         if name not in flat:
             return np.zeros(leaf.shape, leaf.dtype)  # of the blur's embedding, as the model's own init makes it

@@ -19,7 +19,7 @@ _KINDS = {
 
 
 def _data(about: dict, workdir: pathlib.Path) -> list[str]:
-    data, seen = about["config"]["data"], workdirs.load_note(workdir, "data.json")
+    data, seen = about["config"]["data"], workdirs.load_note(workdir, workdirs.SEEN)
     shape = "×".join(map(str, about["process"]["image_shape"]))
     lines = [f"Images of {shape} (height, width, channels), {data['num_classes'] or 'no'} classes."]
     if seen is None:
