@@ -14,11 +14,12 @@ from warm_jax.convert import begin
 from warm_jax.convert.edm import save_workdir
 from warm_jax.diffusion import loss
 
+# Small, but a patch holds several pixels, and each has both heads.
 PLAIN = {
     "model__patch_size": 2,
     "model__channel_mult": (1,),
     "train__batch_size": 8,
-}  # a patch's pixels each have both heads
+}
 
 
 def random_params(exp, seed=0):
