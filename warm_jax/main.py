@@ -38,9 +38,13 @@ _MODE = flags.DEFINE_enum("mode", "train", list(MODES), "; ".join(f"{k}: {v}" fo
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where the run lives (default: runs/CONFIG, or runs/CONFIG_SYSTEM).")
 _SEEDS = flags.DEFINE_string("seeds", "0-63", "sample: which images, one seed an image, as in 0-63,100.")
 _OUT = flags.DEFINE_string(
-    "out", "", "Where results go. sample: a folder, FILE.npz or FILE.png (default: WORKDIR/samples); inspect: a folder."
+    "out",
+    "",
+    "Where results go. sample: a folder, FILE.npz or FILE.png (default: WORKDIR/samples); others: a folder.",
 )
-_CHECKPOINT = flags.DEFINE_integer("checkpoint", -1, "sample, evaluate: step of the checkpoint; -1: the latest.")
+_CHECKPOINT = flags.DEFINE_integer(
+    "checkpoint", -1, "Step of the checkpoint to sample, score or export; -1: the latest."
+)
 _IMAGES = flags.DEFINE_string("images", "", "A source of images, as data.source: bundled, zip:FILE, folder:PATH, …")
 _PROTOCOL = flags.DEFINE_enum(
     "protocol", "once", ["once", "paper"], "evaluate: one round of eval.count images, or three disjoint ones of 50,000."

@@ -25,7 +25,7 @@ def _flat(tree: PyTree) -> dict[str, object]:
 
 def _is_head(name: str, own: tuple[int, ...], given: tuple[int, ...]) -> bool:
     """Whether a layer is the last one, of two heads where one is given."""
-    return name.startswith(f"{_HEAD}/") and (*own[:-1], own[-1]) == (*given[:-1], 2 * given[-1])
+    return name.startswith(f"{_HEAD}/") and own == (*given[:-1], 2 * given[-1])
 
 
 def check_fits(own: PyTree, given: PyTree) -> None:
