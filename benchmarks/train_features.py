@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from warm_jax.metrics import fashion, weights
+from warm_jax.metrics import fashion
+from warm_jax.weights import tensors
 
 ROOT = Path(__file__).parent.parent
 BUNDLED = ROOT / "warm_jax" / "data" / "bundled"
@@ -99,7 +100,7 @@ def main():
         "accuracy": f"{accuracy:.4f} on images 8000-9999",
         "command": shlex.join(["python", "benchmarks/train_features.py", *sys.argv[1:]]),
     }
-    weights.write_safetensors(args.out, {name: np.asarray(value) for name, value in params.items()}, about)
+    tensors.write_safetensors(args.out, {name: np.asarray(value) for name, value in params.items()}, about)
     print(f"{args.out}: {args.out.stat().st_size} bytes, {about}")
 
 

@@ -5,7 +5,7 @@ has the operations that both networks are made of. Attention reads q, k, v in NV
 """
 
 import numpy as np
-from reference_unet import biased, enlarge, fold, group_norm, linear, shrink, silu, steps, unfold
+from reference_unet import biased, enlarge, fold, group_norm, interleaved, linear, shrink, silu, steps, unfold
 
 BOX = np.full((2, 2), 0.25)
 
@@ -17,9 +17,7 @@ def activated(p, x):
 def attend(p, x):
     b, c, h, w = x.shape
     heads = c // 64 if c > 64 else 1
-    interleaved = [i * c + j for j in range(c) for i in range(3)]  # our column of NVIDIA's row 3j + i
-    weights = {name: value[..., interleaved] for name, value in p["qkv"].items()}
-    rows = biased(weights, group_norm(p["norm2"], x, 1e-5)).reshape(b, heads, c // heads, 3, h * w)
+    rows = biased(interleaved(p), group_norm(p["norm2"], x, 1e-5)).reshape(b, heads, c // heads, 3, h * w)
     y = np.zeros((b, heads, c // heads, h * w))
     for image in range(b):
         for head in range(heads):
@@ -36,7 +34,7 @@ def block(p, x, embedding, change):
     y = silu(offset + group_norm(p["norm1"], y, 1e-5) * (1 + gain))
     x = resample(x)
     x = biased(p["conv1"], y) + (biased(p["skip"], x) if "skip" in p else x)
-    return attend(p, x) if "qkv" in p else x
+    return attend(p, x) if "proj" in p else x
 
 
 def waves(x, n):

@@ -56,10 +56,18 @@ def enlarge(f, x):
     return canvas[:, :, cut : cut + 2 * h, cut : cut + 2 * w]
 
 
+def interleaved(p):
+    """A block's qkv in NVIDIA's order of rows, which a file of theirs already has (`qkv_rows`)."""
+    if "qkv_rows" in p:
+        return p["qkv_rows"]
+    c = p["qkv"]["bias"].size // 3
+    rows = [i * c + j for j in range(c) for i in range(3)]  # our column of NVIDIA's row 3j + i
+    return {name: value[..., rows] for name, value in p["qkv"].items()}
+
+
 def attend(p, x):
     b, c, h, w = x.shape
-    interleaved = [i * c + j for j in range(c) for i in range(3)]  # our column of NVIDIA's row 3j + i
-    qkv = biased({name: value[..., interleaved] for name, value in p["qkv"].items()}, group_norm(p["norm2"], x))
+    qkv = biased(interleaved(p), group_norm(p["norm2"], x))
     q, k, v = np.moveaxis(qkv.reshape(b, c, 3, h * w), 2, 0)
     weights = np.einsum("bcq,bck->bqk", q, k) / np.sqrt(c)
     weights = np.exp(weights - weights.max(-1, keepdims=True))
@@ -75,7 +83,7 @@ def block(p, x, embedding, f, change):
     y = biased(p["conv1"], silu(group_norm(p["norm1"], y)))
     shortcut = resample(x)
     x = ((biased(p["skip"], shortcut) if "skip" in p else shortcut) + y) / np.sqrt(2)
-    return attend(p, x) if "qkv" in p else x
+    return attend(p, x) if "proj" in p else x
 
 
 def fold(x, p):

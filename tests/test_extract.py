@@ -22,7 +22,7 @@ from warm_jax.metrics.extract import (
     save_features,
 )
 from warm_jax.metrics.frechet import frechet_distance
-from warm_jax.metrics.weights import read_safetensors
+from warm_jax.weights.tensors import read_safetensors
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (53, 8, 8, 3), dtype=np.uint8)
 

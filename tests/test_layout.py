@@ -96,7 +96,8 @@ def test_the_denoiser_stands_on_diffusion_and_the_networks_on_nothing():
     [
         ["models.unet", "models.layers", "models.geometry"],
         ["models.adm", "models.layers", "models.geometry"],
-        ["metrics"],
+        ["metrics", "weights"],
+        ["weights"],
         ["data"],
         ["mesh"],
         ["checkpoint"],
@@ -104,7 +105,7 @@ def test_the_denoiser_stands_on_diffusion_and_the_networks_on_nothing():
     ],
 )
 def test_rooms_know_nothing_of_one_another(room):
-    rooms = within("models", "metrics", "data", "mesh", "checkpoint", "analysis")
+    rooms = within("models", "metrics", "weights", "data", "mesh", "checkpoint", "analysis")
     rooms |= within("step", "experiment", "main", *PROGRAMS)
     for name in within(*room):
         assert not own(name) & (rooms - within(*room)), name
@@ -129,6 +130,9 @@ def test_who_may_import_what(name):
     assert "orbax" not in roots or name == "warm_jax.checkpoint"
     assert "flax" not in roots or name in within("models") | {"warm_jax.metrics.inception"}
     assert not roots & {"tensorflow_datasets", "grain"} or name in within("data")
+    assert "safetensors" not in roots or name == "warm_jax.weights.tensors"
+    assert "pickletools" not in roots or name == "warm_jax.weights.pickles"
+    assert not roots & {"pickle", "cloudpickle", "dill", "shelve"}
     assert not roots & {"tensorflow", "tensorboard", "torch", "pandas", "sklearn"}
     assert not any(other.startswith(("clu.metric_writers", "clu.periodic_actions")) for other in found)
     assert not roots & {"configs", "tests"}
@@ -151,6 +155,14 @@ def test_the_report_needs_no_plotting_library():
         assert own(module) <= within(
             "workdirs", *(f"analysis.{part}" for part in ("markup", "charts", "contents", "blocks", "sections"))
         ), name
+
+
+def test_what_an_export_is_read_with_knows_no_orbax():
+    reached, todo = set(), {"warm_jax.convert.bundle"}
+    while todo:
+        reached |= todo
+        todo = set().union(*(own(name) for name in todo)) - reached
+    assert "warm_jax.experiment" in reached and "warm_jax.checkpoint" not in reached
 
 
 def test_no_circles():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy._core import multiarray
 
-from warm_jax.metrics.pth import read_torch
+from warm_jax.weights.pth import read_torch
 
 FIXTURES = Path(__file__).parent / "fixtures"
 LEGACY_HEAD = [0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True}]

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from warm_jax.metrics.weights import read_safetensors, require_file, write_safetensors
+from warm_jax.weights.tensors import read_safetensors, require_file, write_safetensors
 
 
 def by_hand(header, body):
@@ -37,47 +37,37 @@ def test_what_is_written_follows_the_specification(tmp_path):
     assert header["__metadata__"] == {"k": "v"}
     assert header["a"] == {"dtype": "F64", "shape": [], "data_offsets": [0, 8]}
     assert header["w"] == {"dtype": "F32", "shape": [3, 2], "data_offsets": [8, 32]}
-    np.testing.assert_array_equal(np.frombuffer(body[8:], "<f4").reshape(3, 2), VALUES.T)
+    np.testing.assert_array_equal(np.frombuffer(body[8:], "<f4").reshape(3, 2), VALUES.T)  # whatever its strides
 
 
 def test_equal_content_gives_equal_bytes(tmp_path):
-    write_safetensors(tmp_path / "a", {"x": VALUES, "y": VALUES})
-    write_safetensors(tmp_path / "b", {"y": VALUES, "x": VALUES})
+    write_safetensors(tmp_path / "a", {"x": VALUES, "y": VALUES}, {"k": "v"})
+    write_safetensors(tmp_path / "b", {"y": VALUES, "x": VALUES}, {"k": "v"})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_the_package_of_that_name_reads_and_writes_the_same(tmp_path):
-    safetensors = pytest.importorskip("safetensors.numpy")
-    arrays = {"w": VALUES, "h": VALUES.astype(np.float16), "i": np.arange(3), "t": np.array([True])}
-    write_safetensors(tmp_path / "ours", arrays)
-    safetensors.save_file(arrays, tmp_path / "theirs")
-    for read in (safetensors.load_file(tmp_path / "ours"), read_safetensors(tmp_path / "theirs")[0]):
-        assert read.keys() == arrays.keys()
-        for name, value in arrays.items():
-            np.testing.assert_array_equal(read[name], value)
-
-
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "content",
     [
-        (b"", "cut short"),
-        ((10**15).to_bytes(8, "little") + b"{}", "cut short"),
-        (by_hand(b"{not json", b""), "unreadable"),
-        (by_hand(b"[" * 100_000, b""), "unreadable"),
-        (by_hand([1], b""), "unreadable"),
-        (by_hand({"w": ENTRY}, VALUES.tobytes()[:-1]), "needs 24 bytes"),
-        (by_hand({"w": ENTRY | {"shape": [2, 4]}}, VALUES.tobytes()), "needs 32 bytes"),
-        (by_hand({"w": ENTRY | {"shape": [10**30, 10**30]}}, VALUES.tobytes()), "needs 4000"),
-        (by_hand({"w": ENTRY | {"shape": [-2, -3]}}, VALUES.tobytes()), "described"),
-        (by_hand({"w": ENTRY | {"dtype": "F8_E4M3"}}, VALUES.tobytes()), "F8_E4M3"),
-        (by_hand({"w": ENTRY | {"data_offsets": [24, 0]}}, VALUES.tobytes()), "needs 24 bytes"),
-        (by_hand({"__metadata__": [1]}, b""), "metadata are no strings"),
-        (by_hand({"w": {"dtype": "F32"}}, VALUES.tobytes()), "unreadable"),
+        b"",
+        (10**15).to_bytes(8, "little") + b"{}",
+        by_hand(b"{not json", b""),
+        by_hand(b"[" * 100_000, b""),
+        by_hand([1], b""),
+        by_hand({"w": ENTRY}, VALUES.tobytes()[:-1]),
+        by_hand({"w": ENTRY | {"shape": [2, 4]}}, VALUES.tobytes()),
+        by_hand({"w": ENTRY | {"shape": [10**30, 10**30]}}, VALUES.tobytes()),
+        by_hand({"w": ENTRY | {"shape": [-2, -3]}}, VALUES.tobytes()),
+        by_hand({"w": ENTRY | {"dtype": "F9"}}, VALUES.tobytes()),
+        by_hand({"w": ENTRY | {"data_offsets": [24, 0]}}, VALUES.tobytes()),
+        by_hand({"__metadata__": [1]}, b""),
+        by_hand({"w": {"dtype": "F32"}}, VALUES.tobytes()),
+        b"PK\x03\x04 another format",
     ],
 )
-def test_damaged_and_lying_files_are_refused(tmp_path, content, message):
+def test_damaged_and_lying_files_are_refused(tmp_path, content):
     (tmp_path / "a.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"a\.safetensors is no whole safetensors file \(.+\): cut short"):
         read_safetensors(tmp_path / "a.safetensors")
 
 

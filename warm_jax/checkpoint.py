@@ -43,9 +43,13 @@ class Checkpoints:
         self._manager.reload()
         return sorted(self._manager.all_steps(), reverse=True)
 
-    def save(self, step: int, train: PyTree, ema: PyTree, *, wait: bool = False) -> None:
-        """Saves in the background (the arrays are copied first); with `wait` it is on disk when this returns."""
-        items = {"train": ocp.args.StandardSave(train), "ema": ocp.args.StandardSave(ema)}
+    def save(self, step: int, train: PyTree | None, ema: PyTree, *, wait: bool = False) -> None:
+        """Saves in the background (the arrays are copied first); with `wait` it is on disk when this returns.
+
+        `train` is None for converted weights, which can be sampled but not trained on from their step.
+        """
+        trees = {"ema": ema} if train is None else {"train": train, "ema": ema}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         if step not in self._manager.all_steps():
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         if wait:

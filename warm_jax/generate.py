@@ -63,7 +63,7 @@ class Sampler:
         self.batch_size = -(-wanted // devices) * devices
         self.compile_seconds = 0.0
         self._exp, self._guide, self._compiled = exp, guide, None
-        self._levels = exp.sampled.levels(exp.config.sample.steps).astype(np.float32)
+        self.levels = exp.sampled.levels(exp.config.sample.steps).astype(np.float32)
 
     def _predictor(self, weights: PyTree, one_hot: jax.Array | None) -> tuple[Predict, int]:
         """The model, guided and clipped as `sample` says, and how many networks one evaluation of it runs."""
@@ -87,7 +87,8 @@ class Sampler:
             predict = predictors.clip(predict, exp.sampled)
         return predict, networks
 
-    def _draw(self, weights: PyTree, seeds: jax.Array, labels: jax.Array, levels: jax.Array):
+    def draw(self, weights: PyTree, seeds: jax.Array, labels: jax.Array, levels: jax.Array):
+        """The pure function that is compiled: (images, their labels, whether each is finite, evaluations)."""
         exp, classes, settings = self._exp, self._exp.config.data.num_classes, self._exp.config.sample
         own = jax.vmap(jax.random.key)(seeds)
         keys = jax.vmap(jax.random.split)(own)
@@ -116,11 +117,11 @@ class Sampler:
         started = time.perf_counter()
         same, split = mesh.replicated(self._exp.mesh), mesh.split(self._exp.mesh)
         # The images come out whole on every process, so that any of them can write files.
-        jitted = jax.jit(self._draw, in_shardings=(same, split, split, same), out_shardings=same)
+        jitted = jax.jit(self.draw, in_shardings=(same, split, split, same), out_shardings=same)
         seeds = jax.ShapeDtypeStruct((self.batch_size,), jnp.uint32)
         labels = jax.ShapeDtypeStruct((self.batch_size,), jnp.int32)
         shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), weights)
-        self._compiled = jitted.lower(shapes, seeds, labels, self._levels).compile()
+        self._compiled = jitted.lower(shapes, seeds, labels, self.levels).compile()
         self.compile_seconds = time.perf_counter() - started
 
     def __call__(self, weights: PyTree, seeds: np.ndarray, labels: np.ndarray | None = None) -> store.Samples:
@@ -136,7 +137,7 @@ class Sampler:
         rows = tuple(np.pad(a, (0, padding), "edge") for a in (seeds.astype(np.uint32), labels.astype(np.int32)))
         split = mesh.split(self._exp.mesh)
         placed = [jax.make_array_from_callback(a.shape, split, lambda index, a=a: a[index]) for a in rows]
-        images, labels, finite, nfe = jax.device_get(self._compiled(weights, *placed, self._levels))
+        images, labels, finite, nfe = jax.device_get(self._compiled(weights, *placed, self.levels))
         if not finite[:count].all():
             raise FloatingPointError(
                 f"{count - finite[:count].sum()} of {count} samples are not finite (the first has seed "
@@ -254,11 +255,15 @@ def _prepare_guide(config: ConfigDict) -> "Run | None":
         raise ValueError(f"sample.guide must be of the same process and images; {error}") from error
     with own.unlocked():
         own.sample = config.sample
+    return other_run(own, workdir, settings.guide_checkpoint, "the guide")
+
+
+def other_run(config: ConfigDict, workdir: pathlib.Path, step: int, what: str) -> Run:
+    """The run in another workdir, `what` it is to this one, by its own config: to load its weights. No seeds."""
     steps = checkpoint_steps(workdir)
-    if settings.guide_checkpoint not in (-1, *steps) or not steps:
-        raise FileNotFoundError(f"no checkpoint {settings.guide_checkpoint} in the guide {workdir}; there are {steps}")
-    exp = experiment.build(own, measured(own, workdir))
-    return Run(exp, workdir, settings.guide_checkpoint, np.zeros(0, np.int64), workdir, None)
+    if step not in (-1, *steps) or not steps:
+        raise FileNotFoundError(f"no checkpoint {step} in {what} {workdir}; there are {steps}")
+    return Run(experiment.build(config, measured(config, workdir)), workdir, step, np.zeros(0, np.int64), workdir)
 
 
 def load_ema(run: Run) -> tuple[int, PyTree]:
@@ -281,11 +286,16 @@ def load_weights(run: Run) -> tuple[int, PyTree]:
     return (step, ema) if run.guide is None else (step, (ema, load_ema(run.guide)[1]))
 
 
-def made_with(run: Run, step: int, loaded: PyTree) -> dict:
-    """What a sample depends on besides its seed; stored beside the samples. `loaded` as `load_weights` gives it."""
+def weights_hash(loaded: PyTree) -> str:
+    """sha256 of all numbers of a tree of weights."""
     weights = hashlib.sha256()
     for leaf in jax.tree.leaves(jax.device_get(loaded)):
         weights.update(np.ascontiguousarray(leaf).data)
+    return weights.hexdigest()
+
+
+def made_with(run: Run, step: int, loaded: PyTree) -> dict:
+    """What a sample depends on besides its seed; stored beside the samples. `loaded` as `load_weights` gives it."""
     config = run.experiment.config.to_dict()
     settings = {name: config[name] for name in ("model", "process", "sample")}
     folders = {"measured": run.workdir}
@@ -295,7 +305,7 @@ def made_with(run: Run, step: int, loaded: PyTree) -> dict:
     for name, folder in folders.items():
         if (folder / "measured.npz").exists():
             settings[name] = hashlib.sha256((folder / "measured.npz").read_bytes()).hexdigest()
-    return json.loads(json.dumps({"checkpoint_step": step, "weights": weights.hexdigest(), **settings}, default=list))
+    return json.loads(json.dumps({"checkpoint_step": step, "weights": weights_hash(loaded), **settings}, default=list))
 
 
 @preemption.noted()

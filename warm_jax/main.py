@@ -21,15 +21,11 @@ MODES = {
     "compare": "train, sample and score all systems of compare.systems, each with its own form of the config",
     "analyze": "make the figures of --analysis from the data, from exact predictors and from trained models",
     "inspect": "look at --images: counts, sizes, broken files, a contact sheet, the spectrum",
-    "convert": "convert published Inception weights, --from_inception=FILE.pth, to --out=FILE.safetensors",
+    "convert": "convert published Inception weights, --from_inception=FILE.pth, to --out=FILE.safetensors; or EDM's, "
+    "--from_edm=FILE.pkl, to --workdir; or an export, --from_export=FOLDER, to --workdir",
+    "export": "write a checkpoint's EMA weights as safetensors, JSON, StableHLO and a model card to --out",
 }
-SAVING = (
-    "train",
-    "sample",
-    "evaluate",
-    "compare",
-    "analyze",
-)  # these save what they have, and leave, when a signal comes
+SAVING = ("train", "sample", "evaluate", "compare", "analyze")  # these save what they have, and leave, at a signal
 WITHOUT_CONFIG = ("prepare", "inspect", "convert")
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
@@ -43,10 +39,12 @@ _MODE = flags.DEFINE_enum("mode", "train", list(MODES), "; ".join(f"{k}: {v}" fo
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where the run lives (default: runs/CONFIG, or runs/CONFIG_SYSTEM).")
 _SEEDS = flags.DEFINE_string("seeds", "0-63", "sample: which images, one seed an image, as in 0-63,100.")
 _OUT = flags.DEFINE_string(
-    "out", "", "Where results go. sample: a folder, FILE.npz or FILE.png (default: WORKDIR/samples); inspect: a folder."
+    "out",
+    "",
+    "Where results go. sample: a folder, FILE.npz or FILE.png (default: WORKDIR/samples); others: a folder.",
 )
 _CHECKPOINT = flags.DEFINE_integer(
-    "checkpoint", -1, "sample, evaluate, analyze: step of the checkpoint; -1: the latest."
+    "checkpoint", -1, "Step of the checkpoint to sample, score, analyze or export; -1: the latest."
 )
 _IMAGES = flags.DEFINE_string("images", "", "A source of images, as data.source: bundled, zip:FILE, folder:PATH, …")
 _PROTOCOL = flags.DEFINE_enum(
@@ -63,6 +61,10 @@ _CHANNELS = flags.DEFINE_integer("channels", None, "prepare: 1 grey or 3 RGB (de
 _CROP = flags.DEFINE_enum("crop", "center", ["center", "none"], "prepare: how to make images square.")
 _ON_ERROR = flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "prepare: what to do with broken images.")
 _FROM_INCEPTION = flags.DEFINE_string("from_inception", "", "convert: the published pt_inception-2015-12-05 file.")
+_FROM_EDM = flags.DEFINE_string("from_edm", "", "convert: one of NVIDIA's network pickles (nothing in it is run).")
+_FROM_EXPORT = flags.DEFINE_string("from_export", "", "convert: a folder that --mode=export wrote.")
+_INIT_FROM = flags.DEFINE_string("init_from", "", "train: begin from the EMA weights of another workdir, as hot ones.")
+_PLATFORMS = flags.DEFINE_list("platforms", ["cpu", "cuda", "tpu"], "export: what the StableHLO program runs on.")
 
 
 def _fail(error: Exception | str, status: int) -> int:
@@ -148,6 +150,33 @@ def _inspect(config: ConfigDict | None, workdir: pathlib.Path) -> Callable[[], i
     return lambda: inspect.run(images, _OUT.value or str(workdir / "inspect"))
 
 
+def _config_file(name: str) -> ConfigDict:
+    """The config that a name with an optional system says, without overrides; OSError where there is no such file."""
+    path, _, system = name.partition(":")
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"{path} is not there; name a config with --config=FILE.py:hot")
+    config = runpy.run_path(path)["get_config"](*([system] if system else []))
+    config.lock()
+    return config
+
+
+def _convert(config: ConfigDict | None) -> Callable[[], int]:
+    from warm_jax import reference
+    from warm_jax.convert import edm, export
+
+    given = [flag.name for flag in (_FROM_INCEPTION, _FROM_EDM, _FROM_EXPORT) if flag.value]
+    if len(given) != 1:
+        raise ValueError("--mode=convert needs one of --from_inception=FILE, --from_edm=FILE and --from_export=FOLDER")
+    if _FROM_EDM.value:
+        name = flags.FLAGS["config"].config_filename if config is not None else ""
+        conversion = edm.prepare(_FROM_EDM.value, _WORKDIR.value, name, config, _config_file)
+        return lambda: edm.convert(conversion)
+    if _FROM_EXPORT.value:
+        importing = export.prepare_import(_FROM_EXPORT.value, _WORKDIR.value)
+        return lambda: export.import_export(importing)
+    return lambda: reference.convert_inception(_FROM_INCEPTION.value, _OUT.value)
+
+
 def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Callable[[], int]:
     """Checks everything for `mode` and returns the program, ready to run. ValueError or OSError for bad input."""
     if mode == "prepare":
@@ -157,7 +186,7 @@ def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Call
     if mode == "train":
         from warm_jax import train
 
-        run = train.prepare(config, workdir)
+        run = train.prepare(config, workdir, _INIT_FROM.value)
         return lambda: train.train(run)
     if mode == "sample":
         from warm_jax import generate
@@ -174,10 +203,15 @@ def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Call
 
         figures = analyze.prepare(config, workdir, _ANALYSIS.value, _CHECKPOINT.value)
         return lambda: analyze.analyze(figures)
+    if mode == "export":
+        from warm_jax.convert import export
+
+        exporting = export.prepare(config, workdir, _OUT.value, _CHECKPOINT.value, tuple(_PLATFORMS.value))
+        return lambda: export.export(exporting)
+    if mode == "convert":
+        return _convert(config)
     from warm_jax import evaluate, reference
 
-    if mode == "convert":
-        return lambda: reference.convert_inception(_FROM_INCEPTION.value, _OUT.value)
     if mode == "stats":
         return lambda: reference.statistics(config, _IMAGES.value, _OUT.value)
     judging = evaluate.prepare(config, workdir, _IMAGES.value, _CHECKPOINT.value, _PROTOCOL.value, _WATCH.value)

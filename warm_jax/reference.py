@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from warm_jax import experiment, log, mesh, preemption, workdirs
 from warm_jax.data import sources
-from warm_jax.metrics import efficientnet, extract, fashion, inception, moments, pth, scores, weights
+from warm_jax.metrics import efficientnet, extract, fashion, inception, moments, scores
+from warm_jax.weights import pth, tensors
 
 PIXEL_IMAGES = 5000  # at most so many images are compared pixel by pixel (swd, lsd)
 FEATURE_IMAGES = 10_000  # at most so many reference features are kept for kid and pr; fd takes all images
@@ -149,7 +150,7 @@ def convert_inception(source: str, out: str) -> int:
     if not out.endswith(".safetensors"):
         raise ValueError(f"--out={out or '(missing)'}: the converted weights are a .safetensors")
     workdirs.check_writable(pathlib.Path(out).parent)
-    digest = weights.require_file(source, inception.SHA256_PREFIX, inception.INSTRUCTIONS)
+    digest = tensors.require_file(source, inception.SHA256_PREFIX, inception.INSTRUCTIONS)
     inception.save(out, inception.convert(pth.read_torch(source)), digest)
     log.say(f"{out}: Inception-v3 of 2015-12-05, from a file of sha256 {digest}")
     return 0

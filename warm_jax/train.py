@@ -12,12 +12,14 @@ import time
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from warm_jax import checkpoint, experiment, family, generate, log, mesh, pictures, preemption, workdirs
+from warm_jax.convert import begin
 from warm_jax.data import pipeline, sources
 from warm_jax.step import BIN_EDGES, State, Totals, abstract_state, compile_step, init_state, learning_rate, zero_totals
 
@@ -32,6 +34,7 @@ class Run:
     experiment: experiment.Experiment
     source: sources.Source
     workdir: pathlib.Path
+    begins_from: generate.Run | None = None  # whose weights it begins from, if not its own
 
 
 def _open_source(config: ConfigDict) -> sources.Source:
@@ -50,8 +53,11 @@ def _open_source(config: ConfigDict) -> sources.Source:
         raise FileNotFoundError(f"data.source {settings.source} is not there ({error}). {how}") from error
 
 
-def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
-    """Opens the data, checks everything that can be checked, compiles nothing. ValueError or OSError for bad input."""
+def prepare(config: ConfigDict, workdir: pathlib.Path, init_from: str = "") -> Run:
+    """Opens the data, checks everything that can be checked, compiles nothing. ValueError or OSError for bad input.
+
+    `init_from` is a workdir whose weights a run begins from that has no checkpoint yet.
+    """
     experiment.build(config)
     experiment.check_batch(config, jax.device_count())
     source = _open_source(config)
@@ -61,7 +67,13 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
             f"set it to {source.num_classes}, or to 0 to ignore classes"
         )
     workdirs.check_writable(workdir)
+    if (workdir / workdirs.ORIGIN).exists():
+        raise ValueError(
+            f"{workdir} holds converted weights, which cannot be trained on in place; choose another --workdir and "
+            f"--init_from={workdir}"
+        )
     begun = bool(generate.checkpoint_steps(workdir))
+    begins_from = begin.prepare(config, workdir, init_from, begun)
     if begun:
         workdirs.check_same(config, workdir, workdirs.MODEL_KEYS + workdirs.RUN_KEYS)
         workdirs.check_same_data(source, workdir, config.data.allow_changed)
@@ -74,14 +86,20 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
             stored = {name: array for name, array in measured._asdict().items() if array is not None}
             workdirs.save_measured(stored, workdir)
         measured = family.Measured(**stored)
-    return Run(experiment.build(config, measured), source, workdir)
+    return Run(experiment.build(config, measured), source, workdir, begins_from)
 
 
-def _restore(exp: experiment.Experiment, checkpoints: checkpoint.Checkpoints) -> State:
+def _restore(run: Run, checkpoints: checkpoint.Checkpoints) -> State:
+    exp = run.experiment
     abstract = abstract_state(exp)
     found = checkpoints.restore_latest(train=abstract._replace(ema=None), ema=abstract.ema)
     if found is None:
-        return init_state(exp)
+        state = init_state(exp)
+        if run.begins_from is None:
+            return state
+        weights = begin.weights(exp, run.begins_from, run.workdir, state.params)
+        # Each its own buffers: the state is donated.
+        return state._replace(params=jax.tree.map(jnp.copy, weights), ema=jax.tree.map(jnp.copy, weights))
     step, items = found
     checkpoints.set_aside_after(step)
     log.say(f"resuming from the checkpoint of step {step} in {checkpoints.folder}")
@@ -200,7 +218,7 @@ def train(run: Run, final_grid: bool = True) -> int:
     checkpoints = checkpoint.Checkpoints(
         run.workdir / "checkpoints", keep_last=settings.keep_last, keep_every=settings.keep_every
     )
-    state = _restore(exp, checkpoints)
+    state = _restore(run, checkpoints)
     workdirs.save_config(exp.config, run.workdir)
     workdirs.save_data(run.source, run.workdir)
     step, preview = int(state.step), Preview(exp, run.workdir)

@@ -20,6 +20,13 @@ RUN_KEYS = (
     *("train.batch_size", "train.accumulation", "train.ema_halflife_images", "train.clip_norm"),
 )
 
+ORIGIN, BEGUN, SEEN = "origin.json", "init.json", "data.json"
+NOTES = {  # what they hold at least: of converted weights; of a training that began from others'; of the images
+    ORIGIN: ("source",),
+    BEGUN: ("workdir", "checkpoint_step", "weights"),
+    SEEN: ("source", "images", "fingerprint"),
+}
+
 
 def check_writable(folder: pathlib.Path) -> None:
     """Makes `folder` and raises OSError, naming it, where nothing can be written in it."""
@@ -29,6 +36,13 @@ def check_writable(folder: pathlib.Path) -> None:
             pass
     except OSError as error:
         raise OSError(f"cannot write in {folder} ({error.strerror}); choose another with --workdir or --out") from error
+
+
+def check_new(workdir: pathlib.Path) -> None:
+    """Makes `workdir`; ValueError where a run lives there already, OSError where nothing can be written."""
+    if (workdir / "config.json").exists() or (workdir / "checkpoints").exists():
+        raise ValueError(f"{workdir} holds a run already; name another --workdir, or remove it")
+    check_writable(workdir)
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
@@ -48,6 +62,27 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
     for name, value in tree.items():
         flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
+
+
+def differing(one: ConfigDict, other: ConfigDict, keys: tuple[str, ...]) -> list[tuple[str, object]]:
+    """(dotted key, value in `other`) wherever the two differ under `keys`."""
+    flat, ours = (_flatten(config.to_dict()) for config in (one, other))
+    under = [key for key in ours if any(key == k or key.startswith(f"{k}.") for k in keys)]
+    return [(key, ours[key]) for key in under if key not in flat or flat[key] != ours[key]]
+
+
+def load_note(workdir: pathlib.Path, name: str) -> dict | None:
+    """What a file of `NOTES` in a workdir says; None where there is none. ValueError where it is damaged."""
+    path = workdir / name
+    try:
+        note = json.loads(path.read_text())
+        if not isinstance(note, dict) or not set(NOTES[name]) <= note.keys():
+            raise ValueError(f"no JSON object with {', '.join(NOTES[name])}")
+        return note
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it, or remove it") from error
 
 
 def load_config(workdir: pathlib.Path, like: ConfigDict | None = None) -> ConfigDict:
@@ -94,36 +129,26 @@ def check_same(config: ConfigDict, workdir: pathlib.Path, keys: tuple[str, ...])
 
 def check_same_data(source: Source, workdir: pathlib.Path, allow_changed: bool) -> None:
     """Raises ValueError, with both fingerprints, where the images are not those that the workdir's run began with."""
-    path = workdir / "data.json"
-    if path.exists() and not allow_changed:
-        began = _read_data(path)
-        if began["fingerprint"] != source.fingerprint:
-            raise ValueError(
-                f"the images have changed since {workdir} was begun: {began['source']} ({began['images']} images) had "
-                f"fingerprint {began['fingerprint']}, {source.spec} ({len(source)}) has {source.fingerprint}. "
-                "Give the old images, another --workdir, or --config.data.allow_changed=True"
-            )
-
-
-def _read_data(path: pathlib.Path) -> dict:
-    try:
-        seen = json.loads(path.read_text())
-        return {key: seen[key] for key in ("source", "images", "fingerprint")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not say which images were seen ({error!r}); restore it, or remove it") from error
+    began = None if allow_changed else load_note(workdir, SEEN)
+    if began is not None and began["fingerprint"] != source.fingerprint:
+        raise ValueError(
+            f"the images have changed since {workdir} was begun: {began['source']} ({began['images']} images) had "
+            f"fingerprint {began['fingerprint']}, {source.spec} ({len(source)}) has {source.fingerprint}. "
+            "Give the old images, another --workdir, or --config.data.allow_changed=True"
+        )
 
 
 def save_data(source: Source, workdir: pathlib.Path) -> None:
     """Writes `data.json`: which images a run saw."""
     seen = {"source": source.spec, "images": len(source), "fingerprint": source.fingerprint}
     seen |= {"skipped": list(source.skipped)}
-    write_atomically(workdir / "data.json", json.dumps(seen, indent=2).encode() + b"\n")
+    write_atomically(workdir / SEEN, json.dumps(seen, indent=2).encode() + b"\n")
 
 
 def seen_data(workdir: pathlib.Path) -> str | None:
     """The fingerprint of the images that the workdir's run saw; None where it does not say."""
-    path = workdir / "data.json"
-    return _read_data(path)["fingerprint"] if path.exists() else None
+    seen = load_note(workdir, SEEN)
+    return None if seen is None else seen["fingerprint"]
 
 
 def save_measured(arrays: dict[str, np.ndarray], workdir: pathlib.Path) -> None:

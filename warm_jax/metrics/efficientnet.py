@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped, UInt8
 
-from warm_jax.metrics import weights
 from warm_jax.metrics.extract import Extractor, Features
-from warm_jax.metrics.pth import read_torch
+from warm_jax.weights import tensors
+from warm_jax.weights.pth import read_torch
 
 SIZE, DIM = 128, 1280
 NAME = f"efficientnet_lite0@{SIZE}"
@@ -141,6 +141,6 @@ def package_file() -> Path:
 def load(path: str | os.PathLike | None = None) -> Extractor:
     """The extractor with the installed package's weights, or those of a copy of its file."""
     path = package_file() if path is None else path
-    digest = weights.require_file(path, SHA256, INSTRUCTIONS)
+    digest = tensors.require_file(path, SHA256, INSTRUCTIONS)
     params = {name: jnp.asarray(value) for name, value in convert(read_torch(path)).items()}
     return Extractor(NAME, digest, DIM, params, apply)

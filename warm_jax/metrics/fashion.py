@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from warm_jax.metrics import weights
 from warm_jax.metrics.extract import Extractor, Features
+from warm_jax.weights import tensors
 
 NAME = "fashion_cnn"
 WEIGHTS = Path(__file__).parent / "fashion_cnn.safetensors"
@@ -67,8 +67,8 @@ def apply(params: Params, images: UInt8[Array, "b h w c"]) -> Features:
 
 def load(path: str | Path = WEIGHTS) -> Extractor:
     """The extractor with the shipped weights, or with a file of the same layout."""
-    digest = weights.require_file(path, "", "It is part of the package: install it again.")
-    arrays, _ = weights.read_safetensors(path)
+    digest = tensors.require_file(path, "", "It is part of the package: install it again.")
+    arrays, _ = tensors.read_safetensors(path)
     shapes = jax.eval_shape(init, jax.random.key(0))
     if {n: a.shape for n, a in arrays.items()} != {n: a.shape for n, a in shapes.items()}:
         raise ValueError(f"{path} holds other tensors than a {NAME} needs")

@@ -27,10 +27,10 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Float64, Shaped, UInt8
 
-from warm_jax.metrics import weights
 from warm_jax.metrics.extract import Extractor, Features
 from warm_jax.metrics.frechet import INCEPTION
-from warm_jax.metrics.pth import read_torch
+from warm_jax.weights import tensors
+from warm_jax.weights.pth import read_torch
 
 URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 SHA256_PREFIX = "6726825d"  # the last part of the published name is the beginning of the file's sha256
@@ -275,7 +275,7 @@ def save(path: str | os.PathLike, params: Any, source_hash: str) -> None:
     """Converted weights as safetensors, with the sha256 of the file that they came from."""
     flat = {".".join(str(e.key) for e in p): np.asarray(v) for p, v in jax.tree_util.tree_leaves_with_path(params)}
     about = {"network": INCEPTION, "source_sha256": source_hash, "content_sha256": _content_hash(flat)}
-    weights.write_safetensors(path, flat, about)
+    tensors.write_safetensors(path, flat, about)
 
 
 def _content_hash(tensors: Mapping[str, np.ndarray]) -> str:
@@ -294,8 +294,8 @@ def load(path: str | os.PathLike, sha256_prefix: str = SHA256_PREFIX) -> Extract
     that of the `.pth` in both cases.
     """
     if Path(path).suffix == ".safetensors":
-        weights.require_file(path, "", INSTRUCTIONS)
-        flat, about = weights.read_safetensors(path)
+        tensors.require_file(path, "", INSTRUCTIONS)
+        flat, about = tensors.read_safetensors(path)
         digest = about.get("source_sha256", "")
         if about.get("network") != INCEPTION or not digest.startswith(sha256_prefix):
             raise ValueError(f"{path} holds {about}, not the converted {INCEPTION} ({sha256_prefix}…). {INSTRUCTIONS}")
@@ -303,7 +303,7 @@ def load(path: str | os.PathLike, sha256_prefix: str = SHA256_PREFIX) -> Extract
             raise ValueError(f"{path} is damaged: its tensors do not have the hash that it says. {INSTRUCTIONS}")
         params = _nested(flat)
     else:
-        digest = weights.require_file(path, sha256_prefix, INSTRUCTIONS)
+        digest = tensors.require_file(path, sha256_prefix, INSTRUCTIONS)
         params = convert(read_torch(path))
     return Extractor(INCEPTION, digest, POOL_DIM, jax.tree.map(jnp.asarray, params), apply)
 

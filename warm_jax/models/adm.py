@@ -171,8 +171,8 @@ class ADM(nn.Module):
         if self.second_condition:
             y += dense("map_second", sinusoids(second.astype(jnp.float32), self.channels), self.channels, _ZEROS)
         # No label is the zero vector, and adds nothing: neither layer has a bias.
-        classes = labels_or_zeros("map_label", class_labels, len(y), self.num_classes)
-        augmentation = labels_or_zeros("map_augment", augment_labels, len(y), self.augment_labels)
+        classes = labels_or_zeros("map_label", class_labels, y, self.num_classes)
+        augmentation = labels_or_zeros("map_augment", augment_labels, y, self.augment_labels)
         if self.augment_labels:
             y += dense("map_augment", augmentation, self.channels, _ZEROS)
         y = nn.silu(_dense("map_layer0", y, 4 * self.channels))

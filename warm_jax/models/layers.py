@@ -124,11 +124,12 @@ def check_second(second: Array | None, expected: bool) -> None:
 
 
 def labels_or_zeros(
-    name: str, labels: Float[Array, "b n"] | None, batch: int, length: int
-) -> Float[Array, "{batch} {length}"]:
-    """The labels in float32, zeros for None; ValueError where their length is not what layer `name` was built for."""
+    name: str, labels: Float[Array, "b n"] | None, embedding: Float[Array, "b w"], length: int
+) -> Float[Array, "b {length}"]:
+    """The labels in float32, for None zeros; ValueError where their length is not what layer `name` was built for."""
     if labels is None:
-        return jnp.zeros((batch, length))
+        # By its shape, not `len`: an exported program's batch is a symbol.
+        return jnp.zeros((embedding.shape[0], length))
     if labels.shape[-1] != length:
         raise ValueError(f"labels of length {labels.shape[-1]} for {name}: this network was built for {length}")
     return labels.astype(jnp.float32)

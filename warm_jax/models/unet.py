@@ -185,8 +185,8 @@ class UNet(nn.Module):
         if self.second_condition:
             y += dense("map_second", sinusoids(second.astype(jnp.float32), width), width, nn.initializers.zeros)
         # No label is the zero vector: a class's bias stays, as in EDM; an augmentation has none and adds nothing.
-        classes = labels_or_zeros("map_label", class_labels, len(y), self.num_classes)
-        augmentation = labels_or_zeros("map_augment", augment_labels, len(y), self.augment_labels)
+        classes = labels_or_zeros("map_label", class_labels, y, self.num_classes)
+        augmentation = labels_or_zeros("map_augment", augment_labels, y, self.augment_labels)
         if self.num_classes:
             y += _dense("map_label", classes * self.num_classes**0.5, width)
         if self.augment_labels:

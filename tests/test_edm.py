@@ -1,0 +1,317 @@
+"""EDM's network pickles: written by `edm_files.py`, converted, and compared with numpy networks in float64."""
+
+import hashlib
+import json
+import os
+import pathlib
+import pickle
+import shlex
+import sys
+
+import edm_files
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference_adm
+import reference_unet
+from absl import flags
+from absl.testing import flagsaver
+from networks import jit
+from test_pth import Calls, evil
+
+from configs import cifar10
+from warm_jax import checkpoint, generate, main
+from warm_jax.convert import begin, edm
+from warm_jax.weights.edm import read_network
+
+KINDS = {
+    "ddpmpp": {"attention": (8,)},
+    "ncsnpp": {"kind": "ncsnpp", "augment": 0, "classes": 3},
+    "adm": {"kind": "adm", "channels": 64, "attention": (8,), "classes": 3, "augment": 0},
+}
+
+
+def load(name):
+    return cifar10.get_config("hot")
+
+
+def write(path, net):
+    path.write_bytes(edm_files.dumps(edm_files.contents(net)))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("edm")
+    nets = {name: edm_files.network(**options) for name, options in KINDS.items()}
+    return {name: (net, write(folder / f"{name}.pkl", net)) for name, net in nets.items()}
+
+
+def denoised(net, architecture, x, sigma, labels):
+    """EDM's D(x; σ) in numpy float64: Karras et al. 2022, table 1."""
+    s = sigma[:, None, None, None]
+    total = s**2 + 0.25
+    kind = {"architecture": architecture} if architecture != "adm" else {}
+    raw = (reference_adm.adm if architecture == "adm" else reference_unet.unet)(
+        edm_files.reference_params(net),
+        x / np.sqrt(total),
+        np.log(sigma) / 4,
+        np.zeros(len(x)),
+        labels,
+        np.zeros((len(x), net.children["model"].children["map_augment"].parameters["weight"].shape[1]))
+        if "map_augment" in net.children["model"].children
+        else np.zeros((len(x), 1)),
+        levels=2,
+        num_blocks=1,
+        **kind,
+    )
+    return 0.25 / total * x + s * 0.5 / np.sqrt(total) * raw
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_converted_denoiser_is_the_source_networks(files, tmp_path, name):
+    net, file = files[name]
+    conversion = edm.prepare(file, str(tmp_path / "run"), "", None, load)
+    exp, classes = conversion.experiment, net.settings["label_dim"]
+    assert exp.config.model.architecture == name and exp.config.data.num_classes == classes
+    rng, sigma = np.random.default_rng(1), np.array([0.05, 1.0, 20.0])
+    x = rng.normal(size=(3, 8, 8, 3)) * (0.5 + sigma[:, None, None, None])
+    one_hot = np.eye(3)[[2, 0, 1]] if classes else np.zeros((3, 1))
+    expected = denoised(net, name, x, sigma, one_hot)
+    given = [jnp.asarray(a, jnp.float32) for a in (x, sigma, one_hot)]
+    ours = jit(exp.model.predict)(conversion.params, *given[:2], given[2] if classes else None)
+    error = np.abs(ours.blurred - expected).max(axis=(1, 2, 3)) / np.abs(expected).max(axis=(1, 2, 3))
+    assert error.max() < 2e-5 and not np.asarray(ours.residual).any()
+    # And not for want of a network: its part in the sum is seen.
+    skip = 0.25 / (sigma**2 + 0.25)
+    assert np.abs(expected - skip[:, None, None, None] * x).max() > 0.1
+
+
+def test_settings_come_from_the_file(files):
+    found = edm.settings(read_network(files["adm"][1]))
+    assert found == {
+        "data.image_size": 8,
+        "data.channels": 3,
+        "data.num_classes": 3,
+        "data.label_dropout": 0.0,
+        "data.augment": "none",
+        "model.architecture": "adm",
+        "model.channels": 64,
+        "model.channel_mult": (1, 2),
+        "model.num_blocks": 1,
+        "model.attention": (8,),
+        "model.dropout": 0.1,
+        "model.patch_size": 1,
+        "model.dtype": "float32",
+        "model.preconditioning": "edm",
+        "model.sigma_data": 0.5,
+    }
+
+
+def test_the_published_files_need_no_config():
+    """By side, classes and architecture: the config of the set that each was published for."""
+    known = {(32, 0, "ncsnpp"): "cifar10", (32, 10, "ddpmpp"): "cifar10_conditional"}
+    known |= {(64, 0, "ddpmpp"): "ffhq64", (64, 1000, "adm"): "imagenet64"}
+    for (side, classes, architecture), name in known.items():
+        found = {"data.image_size": side, "data.num_classes": classes, "model.architecture": architecture}
+        assert edm.nearest_config(found) == f"configs/{name}.py:hot"
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    """What the command line makes of a printed command: its mode, its config, its flags."""
+    monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
+
+    def parse(command, then=lambda: None):
+        argv = shlex.split(command)[2:]
+        with flagsaver.flagsaver():
+            flags.FLAGS.unparse_flags()
+            monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for overrides
+            main.parse(argv)
+            then()
+            return main._MODE.value, main._CONFIG.value, pathlib.Path(main._WORKDIR.value), main._INIT_FROM.value
+
+    return parse
+
+
+def test_the_workdir(files, tmp_path, capsys, typed):
+    """Weights bitwise as converted; origin and licence kept and said; both printed commands are taken as they are."""
+    file, workdir = files["ncsnpp"][1], tmp_path / "run"
+    command = f"python -m warm_jax.main --mode=convert --from_edm={file} --workdir={workdir}"
+    typed(command, then=lambda: main.prepare("convert", None, workdir)())
+    said = capsys.readouterr().out
+    origin = json.loads((workdir / "origin.json").read_text())
+    assert (
+        origin["source"] == "ncsnpp.pkl"
+        and origin["sha256"] == hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()
+    )
+    assert "CC BY-NC-SA 4.0: no commercial use" in origin["licence"] and origin["licence"] in said
+    sampling, training = (line.strip() for line in said.splitlines() if line.startswith("    python"))
+
+    mode, config, where, _ = typed(sampling)
+    run = generate.prepare(config, where, "0-3", "", -1)
+    assert mode == "sample" and config.model.dtype == "float32" and where == workdir
+    step, ema = generate.load_ema(run)
+    converted = edm.prepare(file, str(tmp_path / "other"), "", None, load).params
+    jax.tree.map(np.testing.assert_array_equal, ema, converted)
+    assert step == 0
+
+    mode, config, _, start = typed(training)
+    assert mode == "train" and config.process.bnr == 0.5 and config.model.dtype == "bfloat16"
+    assert begin.prepare(config, tmp_path / "warm", start, begun=False).workdir == workdir
+    with pytest.raises(ValueError, match="holds a run already"):
+        edm.prepare(file, str(workdir), "", None, load)
+
+
+# ── What is refused ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def small(**changes):
+    return edm_files.network(**{"channels": 4, "mult": (1,), "attention": (), "augment": 0} | changes)
+
+
+def within(value):
+    """Where an attacker may put it: the whole, the dict, the network's state, its modules, inside a storage."""
+    net = small()
+    yield value
+    yield {"ema": net, "other": [value]}
+    net.settings["note"] = value
+    yield {"ema": net}
+    net = small()
+    net.children["model"].children["map_extra"] = value
+    yield {"ema": net}
+    storage = edm_files.saved_storage(np.zeros(2, np.float32))
+    inner = edm_files.dumps(value, 2)
+    stream = storage[: storage.index(b"\x80\x02", 60)] + inner
+    yield {"ema": edm_files.Reduced("torch.storage", "_load_from_bytes", stream)}
+
+
+@pytest.mark.parametrize("function", [os.system, eval, exec, getattr, pickle.loads, print])
+def test_no_pickle_runs_code(tmp_path, function):
+    marker = tmp_path / "executed"
+    code = f"touch {marker}" if function is os.system else f"open({str(marker)!r}, 'w').close()"
+    code = code.encode() if function is pickle.loads else code
+    for protocol in (2, 4):
+        for i, value in enumerate(within(Calls(function, code))):
+            path = tmp_path / f"{i}.pkl"
+            path.write_bytes(edm_files.dumps(value, protocol))
+            with pytest.raises(ValueError, match=r"\d\.pkl: not a file of tensors: ") as caught:
+                read_network(path)
+            assert "refused" in str(caught.value)
+            assert not marker.exists()
+
+
+def test_no_hand_made_pickle_runs_code(tmp_path):
+    marker, path = tmp_path / "executed", tmp_path / "a.pkl"
+    for named, content in evil(marker):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.pkl: not a file of tensors"):
+            read_network(path)
+        assert not marker.exists(), named
+
+
+def test_source_code_in_the_file_is_not_run(tmp_path):
+    """Every part says `raise RuntimeError`, this one would leave a file; the reader hands over its numbers."""
+    marker = tmp_path / "executed"
+    net = small()
+    net.source = net.children["model"].source = f"open({str(marker)!r}, 'w').close()"
+    read = read_network(write(tmp_path / "a.pkl", net))
+    assert not marker.exists() and read.kind == "EDMPrecond"
+    weights = net.children["model"].children["map_layer0"].parameters["weight"]
+    np.testing.assert_array_equal(read.children["model"].children["map_layer0"].parameters["weight"], weights)
+
+
+def test_the_traps_are_live(tmp_path):
+    with edm_files.importable(), pytest.raises(AssertionError, match="was unpickled"):
+        pickle.loads(edm_files.dumps(edm_files.contents(small())))
+
+
+def test_every_truncation_is_refused(tmp_path):
+    whole, path = edm_files.dumps(edm_files.contents(small())), tmp_path / "a.pkl"
+    for length in [*range(0, 4000, 797), *range(4000, len(whole), len(whole) // 12), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"a\.pkl: "):
+            read_network(path)
+
+
+def test_sizes_beyond_the_file_are_refused(tmp_path):
+    path = tmp_path / "a.pkl"
+    storage = edm_files.saved_storage(np.zeros(4, np.float32))
+    claimed = storage.replace(b"K\x04N", b"J\xff\xff\xff\x7fN")[:-24] + (2**31 - 1).to_bytes(8, "little") + bytes(16)
+    for content in (
+        b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"x.",  # BINBYTES8
+        b"\x80\x04B\xff\xff\xff\xffx.",
+        edm_files.dumps({"ema": edm_files.Reduced("torch.storage", "_load_from_bytes", claimed)}),
+        edm_files.dumps({"ema": edm_files.Reduced("torch.storage", "_load_from_bytes", b"")}),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.pkl: "):
+            read_network(path)
+
+
+def test_a_network_that_contains_itself_is_refused(tmp_path):
+    """By one object a hundred times in each of five levels, and by a cycle."""
+    leaf = edm_files.ModuleDict({})
+    for _ in range(5):
+        leaf = edm_files.ModuleDict({str(i): leaf for i in range(100)})
+    (tmp_path / "wide.pkl").write_bytes(edm_files.dumps({"ema": leaf}))
+    ring = edm_files.ModuleDict({})
+    ring.__dict__["_modules"]["again"] = ring
+    (tmp_path / "ring.pkl").write_bytes(edm_files.dumps({"ema": ring}))
+    for name in ("wide", "ring"):
+        with pytest.raises(ValueError, match="nested deeper than 8, or of more than 10000"):
+            read_network(tmp_path / f"{name}.pkl")
+
+
+def _change(net, name, **settings):
+    part = net.children["model"]
+    for step in name.split("."):
+        part = part.children[step] if hasattr(part, "children") else part.__dict__["_modules"][step]
+    part.settings |= settings
+    return net
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (lambda: small(wrapper="VPPrecond"), "'VPPrecond'; only EDMPrecond"),
+        (lambda: small(wrapper="iDDPMPrecond"), "older preconditionings"),
+        (lambda: small(augment=4), "4 augmentation labels"),
+        (lambda: _change(small(), "enc.8x8_block0", skip_scale=1), "enc.8x8_block0.skip_scale is 1, not 0.707"),
+        (lambda: _change(small(), "enc.8x8_block0.norm1", eps=1e-5), "norm1.eps is 1e-05, not 1e-06"),
+        (lambda: _change(small(), "dec.8x8_in0", num_heads=4), "dec.8x8_in0.num_heads is 4, not 1"),
+        (lambda: _without(small(), "map_layer1"), "map_layer1.kernel is missing"),
+        (lambda: edm_files.Part("EDMPrecond", children={"model": edm_files.Part("Net")}), "without what EDM's have"),
+        (lambda: edm_files.Part("EDMPrecond"), "without what EDM's have"),
+    ],
+)
+def test_what_is_not_edms_network_is_named(tmp_path, net, message):
+    file = write(tmp_path / "a.pkl", net())
+    with pytest.raises(ValueError, match=message) as caught:
+        edm.prepare(file, str(tmp_path / "run"), "", None, load)
+    assert file in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def _without(net, name):
+    del net.children["model"].children[name]
+    return net
+
+
+def test_other_input_is_refused(files, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no\.pkl.*NVIDIA's network pickles"):
+        edm.prepare(str(tmp_path / "no.pkl"), "", "", None, load)
+    warm = cifar10.get_config("warm")
+    with pytest.raises(ValueError, match=r"EDM is hot diffusion.*add :hot"):
+        edm.prepare(files["ddpmpp"][1], str(tmp_path / "run"), "configs/cifar10.py", warm, load)
+
+
+def test_a_checkpoint_without_training_state(tmp_path):
+    """It can be sampled; training on it says that it cannot be read."""
+    kept = checkpoint.Checkpoints(pathlib.Path(tmp_path) / "checkpoints")
+    kept.save(0, None, {"w": jnp.arange(3.0)}, wait=True)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = {"w": jax.ShapeDtypeStruct((3,), jnp.float32, sharding=device)}
+    np.testing.assert_array_equal(kept.restore(0, ema=abstract)["ema"]["w"], [0, 1, 2])
+    with pytest.raises(ValueError, match="none of the checkpoints"):
+        kept.restore_latest(train=abstract, ema=abstract)

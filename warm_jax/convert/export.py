@@ -1,0 +1,160 @@
+"""The program of `--mode=export`: a checkpoint as files that outlive this package; and back into a workdir.
+
+    weights.safetensors  model.json   the model, for `bundle.load`, without Orbax
+    sampler.stablehlo                 the whole sampler as one program, by `jax.export`: seeds in, images out
+    sample.py                         how to run it with jax, flatbuffers, numpy and safetensors alone
+    README.md                         a model card
+
+The program takes the weights as arguments, in the order of their names, so it is small and the numbers are stored once.
+Its batch is a symbol: any number of seeds. An image is the same function of its seed as in `--mode=sample`.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from warm_jax import experiment, family, generate, log, workdirs
+from warm_jax.convert import bundle, card
+from warm_jax.convert.edm import save_workdir
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+EXAMPLE = '''"""Draws images from seeds: python sample.py [COUNT]. Needs only jax, flatbuffers, numpy, safetensors."""
+
+import pathlib
+import sys
+
+import numpy as np
+from jax import export
+from safetensors.numpy import load_file
+
+here, count = pathlib.Path(__file__).parent, int(sys.argv[1]) if len(sys.argv) > 1 else 16
+weights = load_file(here / "weights.safetensors")
+sampler = export.deserialize((here / "sampler.stablehlo").read_bytes())
+seeds = np.arange(count, dtype=np.uint32)
+images = sampler.call([weights[name] for name in sorted(weights)], seeds{labels})
+np.save(here / "images.npy", np.asarray(images))  # uint8 [count, height, width, channels]
+print(images.shape, images.dtype)
+'''
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What `prepare` checked and `export` needs."""
+
+    source: generate.Run
+    out: pathlib.Path
+    platforms: tuple[str, ...]
+
+
+def prepare(config: ConfigDict, workdir: pathlib.Path, out: str, step: int, platforms: tuple[str, ...]) -> Run:
+    """Checks everything that can be checked. ValueError or OSError for bad input. `out`: empty, WORKDIR/export."""
+    unknown = [name for name in platforms if name not in PLATFORMS]
+    if unknown or not platforms:
+        raise ValueError(f"--platforms={','.join(platforms)}: choose some of {', '.join(PLATFORMS)}")
+    bundle.check_flatbuffers()
+    if config.sample.guide:
+        raise ValueError(
+            "sample.guide is set: an export has one model's weights; unset it, or sample with --mode=sample"
+        )
+    target = pathlib.Path(out) if out else workdir / "export"
+    if target.is_file():
+        raise ValueError(f"--out={out} is a file; an export is a folder")
+    source = generate.prepare(config, workdir, "0", str(target), step)
+    workdirs.check_writable(target)
+    return Run(source, target, platforms)
+
+
+def program(exp: experiment.Experiment, platforms: tuple[str, ...]) -> jax_export.Exported:
+    """The sampler (weights as a list in the order of their names, seeds[, labels]) -> uint8 images, batch a symbol.
+
+    Seeds are uint32 `[b]`; labels, of a model with classes, int32 `[b]`, -1: the seed draws its class.
+    """
+    drawing = generate.Sampler(exp, batch_size=exp.mesh.size)
+    shapes = bundle.flatten_shapes(exp)
+    (count,) = jax_export.symbolic_shape("b")
+    seeds, labels = (jax.ShapeDtypeStruct((count,), dtype) for dtype in (jnp.uint32, jnp.int32))
+
+    def draw(weights: list[jax.Array], seeds: jax.Array, labels: jax.Array | None = None) -> jax.Array:
+        tree = bundle.unflatten(dict(zip(shapes, weights, strict=True)))
+        labels = jnp.full(seeds.shape, -1, jnp.int32) if labels is None else labels
+        return drawing.draw(tree, seeds, labels, jnp.asarray(drawing.levels))[0]
+
+    given = (list(shapes.values()), seeds, *([labels] if exp.config.data.num_classes else []))
+    return jax_export.export(jax.jit(draw), platforms=platforms)(*given)
+
+
+def write(
+    out: pathlib.Path,
+    exp: experiment.Experiment,
+    params: PyTree[np.ndarray | jax.Array],
+    measured: family.Measured | None,
+    facts: dict[str, object],
+    platforms: tuple[str, ...],
+) -> dict:
+    """Writes all files but the card, and returns what `model.json` says; `facts` of the weights go in as they are."""
+    classes = exp.config.data.num_classes
+    (out / bundle.SAMPLER).write_bytes(program(exp, platforms).serialize())
+    labels = ", np.full(count, -1, np.int32)" if classes else ""
+    (out / "sample.py").write_text(EXAMPLE.replace("{labels}", labels))
+    arguments = ["weights", "seeds uint32 [b]", *(["labels int32 [b]"] if classes else [])]
+    sampler = {"file": bundle.SAMPLER, "platforms": list(platforms), "arguments": arguments}
+    return bundle.save(out, exp, params, measured, facts | {"sampler": sampler})
+
+
+def export(run: Run) -> int:
+    """Writes all files. Returns the exit status."""
+    source, out = run.source, run.out
+    step, params = generate.load_ema(source)
+    log.say(f"checkpoint of step {step}; writing the sampler for {', '.join(run.platforms)}")
+    origin, begun = (workdirs.load_note(source.workdir, name) for name in (workdirs.ORIGIN, workdirs.BEGUN))
+    licence = next((note["licence"] for note in (origin, begun) if note and "licence" in note), None)
+    facts = {"checkpoint_step": step, "origin": origin, "begun_from": begun, "licence": licence}
+    stored = workdirs.load_measured(source.workdir)
+    measured = None if stored is None else family.Measured(**stored)
+    about = write(out, source.experiment, jax.device_get(params), measured, facts, run.platforms)
+    (out / "README.md").write_text(card.text(about, source.workdir))
+    log.say(f"{out}: {about['weights']['parameters']:,} parameters; README.md says what and how")
+    return 0
+
+
+# ── Back ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """What `prepare_import` checked and `import_export` writes."""
+
+    model: bundle.Bundle
+    workdir: pathlib.Path
+
+
+def prepare_import(folder: str, workdir: str) -> Import:
+    """Reads and checks an export. ValueError or OSError for bad input. `workdir`: empty, `runs/` and its name."""
+    model = bundle.load(folder)
+    target = pathlib.Path(workdir or pathlib.Path("runs") / pathlib.Path(folder).absolute().name)
+    workdirs.check_new(target)
+    return Import(model, target)
+
+
+def import_export(run: Import) -> int:
+    """Makes a workdir of an export, to sample, score and begin from. Returns the exit status."""
+    model, workdir = run.model, run.workdir
+    about = model.about
+    origin = {"source": "an export", "sha256": about["weights"]["sha256"], "begun_from": about["begun_from"]}
+    origin |= about["origin"] or {}
+    if about["licence"]:
+        origin["licence"] = about["licence"]
+    workdirs.write_atomically(workdir / workdirs.ORIGIN, json.dumps(origin, indent=2).encode() + b"\n")
+    if model.measured is not None:
+        arrays = {name: array for name, array in model.measured._asdict().items() if array is not None}
+        workdirs.save_measured({name: np.asarray(array) for name, array in arrays.items()}, workdir)
+    save_workdir(model.experiment, model.params, workdir)
+    log.say(f"{workdir}: the model of {about['process']['system']}, to be sampled with the config it was made by")
+    return 0

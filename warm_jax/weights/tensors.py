@@ -1,0 +1,50 @@
+"""Weights files: sha256, safetensors in and out. PyTorch's files: `pth`; NVIDIA's network pickles: `edm`."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Shaped
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load, save
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_file(path: str | os.PathLike, expected: str, instructions: str) -> str:
+    """The sha256 of `path`, beginning with `expected`; FileNotFoundError or ValueError that end with `instructions`."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights at {path}. {instructions}")
+    digest = sha256(path)
+    if not digest.startswith(expected):
+        wrong = f"{path} has sha256 {digest}, expected {expected}…: truncated, or another file"
+        raise ValueError(f"{wrong}. {instructions}")
+    return digest
+
+
+def write_safetensors(
+    path: str | os.PathLike, tensors: Mapping[str, Shaped[np.ndarray, "..."]], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes named arrays, and strings about them, in one piece or not at all. Of up to one string: equal bytes."""
+    # The library writes what it finds in memory, whatever the strides say.
+    arrays = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
+    content = save(arrays, metadata=None if metadata is None else dict(metadata))
+    part = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Arrays and metadata; ValueError for a file that is cut short, or no safetensors at all."""
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata()
+        return load(Path(path).read_bytes()), metadata or {}
+    except (SafetensorError, KeyError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path} is no whole safetensors file ({error}): cut short, or another format") from None
