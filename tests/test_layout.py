@@ -97,10 +97,13 @@ def test_the_denoiser_stands_on_diffusion_and_the_networks_on_nothing():
         ["data"],
         ["mesh"],
         ["checkpoint"],
+        ["ahead"],
     ],
 )
 def test_rooms_know_nothing_of_one_another(room):
-    rooms = within("models", "metrics", "data", "mesh", "checkpoint") | within("step", "experiment", "main", *PROGRAMS)
+    rooms = within("models", "metrics", "data", "mesh", "checkpoint", "ahead") | within(
+        "step", "experiment", "main", *PROGRAMS
+    )
     for name in within(*room):
         assert not own(name) & (rooms - within(*room)), name
 
