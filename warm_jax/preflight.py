@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 from ml_collections import ConfigDict
@@ -56,16 +57,15 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, text: str) -> Run:
     """Checks config, topology and plug-in, compiles nothing. ValueError or OSError for bad input."""
     targets = topology.parse(text)
     experiment.build(config)
-    batch_error = None
-    fitting = []
+    fitting, refused = [], None
     for target in targets:
         try:
             experiment.check_batch(config, target.devices)
             fitting.append(target)
         except ValueError as error:
-            batch_error = error
-    if not fitting:
-        raise ValueError(f"--topology={text}: {batch_error}")
+            refused = refused or error
+    if refused and not fitting:
+        raise ValueError(f"--topology={text}: {refused}") from refused
     _check_installed(targets[0])
     workdirs.check_writable(workdir)
     return Run(config, fitting, text, workdir)
@@ -192,8 +192,16 @@ def _examine(name: str, traced, target: topology.Target, batch: int) -> dict:
     return row
 
 
+def _leave_with(parent: int) -> None:
+    """Ends this process once its parent is gone: a compiler hears no signal for minutes."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
 def main(asked: str, answer: str) -> None:
     """Reads the request of `_ask`, writes what `examine` finds."""
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     request = json.loads(pathlib.Path(asked).read_text())
     found = examine(ConfigDict(request["config"]), topology.parse(request["topology"])[0])
     workdirs.write_atomically(pathlib.Path(answer), json.dumps(found).encode())
