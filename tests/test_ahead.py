@@ -239,7 +239,14 @@ def refused(total, *, topology_text="v5e:2x2", **changes):
     (target,) = topology.parse(topology_text)
     row = {"batch": 256, "flops": {"bfloat16": 1e12, "float32": 0.0}, "seconds_to_compile": 1.0, "cpu_seconds": 1.0}
     found = {"topology": target.text, "chip": target.chip._asdict(), "devices": target.devices, "link": target.link}
-    found |= {"batch_size": 256, "accumulation": 1, "remat": [], "dtype": "bfloat16", "parameters": 2**26}
+    found |= {
+        "batch_size": 256,
+        "accumulation": 1,
+        "remat": [],
+        "dtype": "bfloat16",
+        "parameters": 2**26,
+        "state_bytes": 2**30,
+    }
     found |= {"images_in_all": 10**6, "sides": [64, 32], "patch_size": 1, "assumed": ["nothing"], "fits": False}
     return found | {"programs": {"train step": row | {"memory": {"total": total}, "fits": False}}} | changes
 
@@ -259,7 +266,7 @@ def test_what_does_not_fit_and_what_helps():
     assert "--config.train.batch_size=128" in said
     assert '--config.model.remat="(64,)"' in said
     assert "more chips" in said and "fsdp" not in said
-    assert "fsdp" in report.text(refused(31 * 2**30, parameters=2**29))  # 8 GiB of state
+    assert "fsdp" in report.text(refused(31 * 2**30, state_bytes=2**33))  # 8 GiB of state
     assert '"(64,32,)"' in report.text(refused(31 * 2**30, remat=[64])).replace(", ", ",")
 
 

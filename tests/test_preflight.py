@@ -47,6 +47,7 @@ def check(made, count, devices):
     assert 0.98 * 4 * count <= reduced["bytes"] <= 4 * count + 4 * 64
     # Parameters, their average and Adam's moments come in, and a share of 16 images of 784 bytes and their labels.
     assert step["memory"]["arguments"] == pytest.approx(16 * count + 16 * (784 + 4) / devices, rel=0.01)
+    assert made["state_bytes"] == 16 * count + 4 * 4  # and four counters
     assert made["fits"] is None and "roofline" not in step
 
 

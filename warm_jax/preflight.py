@@ -7,6 +7,7 @@ The compiler of an accelerator is a plug-in of JAX that wants a process and vari
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import re
@@ -17,12 +18,11 @@ import tempfile
 import threading
 import time
 
+import jax
 from ml_collections import ConfigDict
 
 from warm_jax import experiment, generate, log, mesh, step, workdirs
 from warm_jax.ahead import flops, hlo, report, roofline, topology
-
-_PROGRAMS = {"train": "train step", "sample": "sampling loop"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +120,6 @@ def _ask(config: ConfigDict, target: topology.Target) -> dict:
 
 def examine(config: ConfigDict, target: topology.Target) -> dict:
     """Compiles the train step and the sampling loop of `config` for `target`; what `report.text` shows, for JSON."""
-    import jax
-
     exp = dataclasses.replace(experiment.build(config), mesh=mesh.over(topology.devices(target)))
     weights = jax.eval_shape(exp.model.init, jax.random.key(0))
     draw = generate.Sampler(exp)
@@ -135,6 +133,7 @@ def examine(config: ConfigDict, target: topology.Target) -> dict:
         "remat": list(config.model.remat),
         "dtype": config.model.dtype,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(weights)),
+        "state_bytes": _state_bytes(exp),
         "images_in_all": config.train.steps * config.train.batch_size,
         "sides": [max(experiment.image_side(config)) >> i for i in range(len(config.model.channel_mult))],
         "patch_size": config.model.patch_size,
@@ -151,6 +150,12 @@ def examine(config: ConfigDict, target: topology.Target) -> dict:
     return found
 
 
+def _state_bytes(exp: experiment.Experiment) -> int:
+    """Bytes a chip of what a step hands to the next: parameters, their average, Adam's moments."""
+    leaves = jax.tree.leaves(step.abstract_state(exp))
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
 def _recomputed(exp: experiment.Experiment, total: dict, target: topology.Target) -> float:
     """FLOPs a chip that a train step without remat would not do."""
     config = exp.config.copy_and_resolve_references()
@@ -162,8 +167,6 @@ def _recomputed(exp: experiment.Experiment, total: dict, target: topology.Target
 
 def _examine(name: str, traced, target: topology.Target, batch: int) -> dict:
     """One program: its FLOPs, memory and traffic a chip, and the roofline of them."""
-    import jax
-
     print(f"compiling the {name} for {target.devices} × {target.chip.name} …", end=" ", flush=True)
     started, busy = time.perf_counter(), time.process_time()
     work = flops.count(traced.jaxpr).times(1 / target.devices)

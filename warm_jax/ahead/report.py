@@ -6,8 +6,6 @@ from typing import Any
 
 from warm_jax.ahead.topology import GIB, Target
 
-_STATE_BYTES = 16  # a parameter: itself, its average, and Adam's two moments, in float32
-
 
 def memory(analysis: Any) -> dict[str, int]:
     """Bytes a chip, from `Compiled.memory_analysis()`; donated arguments, where results are written, count once."""
@@ -37,7 +35,7 @@ def may_fit(found: dict, target: Target) -> bool:
     `found` is of fewer chips, where it did not fit. Nothing shrinks faster, so what does not fit by this does not fit.
     """
     total = found["programs"]["train step"]["memory"].get("total", 0)
-    state = _STATE_BYTES * found["parameters"]
+    state = found["state_bytes"]
     expected = state + max(0, total - state) * found["devices"] / target.devices
     return expected <= target.chip.memory * target.chip.usable
 
@@ -45,7 +43,7 @@ def may_fit(found: dict, target: Target) -> bool:
 def remedies(found: dict) -> list[str]:
     """What makes a train step smaller, the cheapest first; numbers by the same rule as `may_fit`."""
     needed, batch = found["programs"]["train step"]["memory"].get("total", 0), found["batch_size"]
-    state, limit = _STATE_BYTES * found["parameters"], found["chip"]["memory"] * found["chip"]["usable"]
+    state, limit = found["state_bytes"], found["chip"]["memory"] * found["chip"]["usable"]
     parts, lines = found["devices"] * found["accumulation"], []
     if needed > state and limit > state:
         factor = (needed - state) / (limit - state)
