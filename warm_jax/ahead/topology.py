@@ -151,6 +151,7 @@ def environment(target: Target, xla_flags: str) -> dict[str, str]:
         "XLA_FLAGS": xla_flags,
         "JAX_PLATFORMS": "cpu",
         "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two of these at once; a chip that is here is not touched
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
         "TPU_WORKER_HOSTNAMES": "localhost",
