@@ -69,9 +69,9 @@ def remedies(found: dict) -> list[str]:
 
 def _si(value: float | int | None, unit: str) -> str:
     """Three digits and a prefix: 3.88 TFLOP, 120 kB, 1.04 ms."""
-    if value is None:
-        return "–"
-    steps = {1e15: "P", 1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k", 1: "", 1e-3: "m", 1e-6: "µ"}
+    if not value:
+        return "–" if value is None else f"0 {unit}"
+    steps = {1e15: "P", 1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k", 1: "", 1e-3: "m", 1e-6: "µ", 1e-9: "n"}
     step = next((step for step in steps if abs(value) >= step), 1)
     return f"{value / step:#.3g}".rstrip(".") + f" {steps[step]}{unit}"
 
