@@ -270,6 +270,15 @@ def test_what_does_not_fit_and_what_helps():
     assert '"(64,32,)"' in report.text(refused(31 * 2**30, remat=[64])).replace(", ", ",")
 
 
+def test_a_sampling_loop_that_does_not_fit():
+    found = refused(2**30)
+    found["programs"]["train step"]["fits"] = True
+    found["programs"]["sampling loop"] = found["programs"]["train step"] | {"fits": False, "batch": 64}
+    said = report.text(found)
+    assert "DOES NOT FIT: sampling loop" in said and "--config.sample.batch_size=32" in said
+    assert "train.batch_size" not in said
+
+
 def test_larger_slices_that_cannot_fit_are_left_out():
     sizes = {target.text: target for target in topology.parse("v5e:smallest")}
     found = refused(100 * 2**30, topology_text="v5e:1x1")  # 1 + 99/4 > 16, 1 + 99/8 < 16

@@ -41,7 +41,10 @@ def may_fit(found: dict, target: Target) -> bool:
 
 
 def remedies(found: dict) -> list[str]:
-    """What makes a train step smaller, the cheapest first; numbers by the same rule as `may_fit`."""
+    """What makes the programs smaller, the cheapest first; numbers by the same rule as `may_fit`."""
+    if found["programs"]["train step"]["fits"]:
+        fewer = max(found["devices"], found["programs"]["sampling loop"]["batch"] // 2)
+        return [f"batch: --config.sample.batch_size={fewer}: the images are the same", "more chips"]
     needed, batch = found["programs"]["train step"]["memory"].get("total", 0), found["batch_size"]
     state, limit = found["state_bytes"], found["chip"]["memory"] * found["chip"]["usable"]
     parts, lines = found["devices"] * found["accumulation"], []
