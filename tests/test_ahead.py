@@ -177,6 +177,17 @@ def test_collectives_by_hand():
     assert hlo.traffic(HLO.replace("direction=LT", "direction=NE"), 8).unknown_loops == 1
 
 
+def test_a_slice_is_read_and_not_the_whole():
+    """As a TPU fetches a part of an array into its own memory."""
+    text = """ENTRY %main (a: f32[64,128]) -> f32[8,128] {
+  %a = f32[64,128]{1,0:T(8,128)} parameter(0)
+  %s = ((f32[64,128]{1,0:T(8,128)}), f32[8,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:8], [0:128]}
+  ROOT %d = f32[8,128]{1,0:T(8,128)S(1)} slice-done(%s)
+}
+"""
+    assert hlo.traffic(text, 1).memory == F32 * 8 * 128 + 4  # and a word to wait on
+
+
 def spread(function, *shapes):
     """The compiled program of `function` on shards over eight devices."""
     over = mesh.make_mesh(8)

@@ -177,6 +177,8 @@ def traffic(text: str, devices: int) -> Traffic:
 
     def _moved(one: Instruction, shapes: dict[str, str]) -> int:
         read = sum(size(shapes.get(name, ""), True) for name in one.operands)
+        if one.op == "slice-start":  # of the whole array only the slice is read
+            return size(one.shape) - sum(size(shapes.get(name, "")) for name in one.operands)
         if one.op.endswith("-start"):
             return read
         return (0 if one.op.endswith("-done") else read) + size(one.shape, True)
