@@ -102,10 +102,11 @@ def test_the_denoiser_stands_on_diffusion_and_the_networks_on_nothing():
         ["mesh"],
         ["checkpoint"],
         ["analysis"],
+        ["ahead"],
     ],
 )
 def test_rooms_know_nothing_of_one_another(room):
-    rooms = within("models", "metrics", "weights", "data", "mesh", "checkpoint", "analysis")
+    rooms = within("models", "metrics", "weights", "data", "mesh", "checkpoint", "analysis", "ahead")
     rooms |= within("step", "experiment", "main", *PROGRAMS)
     for name in within(*room):
         assert not own(name) & (rooms - within(*room)), name

@@ -110,18 +110,22 @@ class Sampler:
         )
         return pictures.to_uint8(x), labels, jnp.all(jnp.isfinite(x), axis=(1, 2, 3)), networks * record.nfe
 
-    def compile(self, weights: PyTree) -> None:
-        """Compiles, once; the time it took is `compile_seconds`."""
-        if self._compiled is not None:
-            return
-        started = time.perf_counter()
+    def trace(self, weights: PyTree) -> jax.stages.Traced:
+        """The loop as it is jitted over the mesh, for `weights` of these shapes: batch split over the devices."""
         same, split = mesh.replicated(self._exp.mesh), mesh.split(self._exp.mesh)
         # The images come out whole on every process, so that any of them can write files.
         jitted = jax.jit(self.draw, in_shardings=(same, split, split, same), out_shardings=same)
         seeds = jax.ShapeDtypeStruct((self.batch_size,), jnp.uint32)
         labels = jax.ShapeDtypeStruct((self.batch_size,), jnp.int32)
         shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), weights)
-        self._compiled = jitted.lower(shapes, seeds, labels, self.levels).compile()
+        return jitted.trace(shapes, seeds, labels, self.levels)
+
+    def compile(self, weights: PyTree) -> None:
+        """Compiles, once; the time it took is `compile_seconds`."""
+        if self._compiled is not None:
+            return
+        started = time.perf_counter()
+        self._compiled = self.trace(weights).lower().compile()
         self.compile_seconds = time.perf_counter() - started
 
     def __call__(self, weights: PyTree, seeds: np.ndarray, labels: np.ndarray | None = None) -> store.Samples:

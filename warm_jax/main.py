@@ -17,6 +17,7 @@ MODES = {
     "sample": "draw --seeds with the EMA weights of a checkpoint",
     "evaluate": "score a checkpoint, or --images, against a reference",
     "stats": "write the statistics file --out of --images, to evaluate against",
+    "preflight": "compile the config's programs for --topology, which need not be here: memory, FLOPs, bounds on speed",
     "prepare": "make --out (a zip or arrayrecord) of --images: cropped, resized, with a manifest",
     "compare": "train, sample and score all systems of compare.systems, each with its own form of the config",
     "analyze": "make the figures of --analysis from the data, from exact predictors and from trained models",
@@ -60,6 +61,12 @@ _IMAGE_SIZE = flags.DEFINE_integer(
 _CHANNELS = flags.DEFINE_integer("channels", None, "prepare: 1 grey or 3 RGB (default: the config's, or as it is).")
 _CROP = flags.DEFINE_enum("crop", "center", ["center", "none"], "prepare: how to make images square.")
 _ON_ERROR = flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "prepare: what to do with broken images.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology",
+    "v5e:4x4",
+    "preflight: what to compile for: v5e:4x4 (or v4, v5p, v6e), v5e:smallest (the first that fits), gpu:h100x8 (or "
+    "a100, h200), cpu:8. The exit status is 0 also where it does not fit; the JSON file in the workdir says so.",
+)
 _FROM_INCEPTION = flags.DEFINE_string("from_inception", "", "convert: the published pt_inception-2015-12-05 file.")
 _FROM_EDM = flags.DEFINE_string("from_edm", "", "convert: one of NVIDIA's network pickles (nothing in it is run).")
 _FROM_EXPORT = flags.DEFINE_string("from_export", "", "convert: a folder that --mode=export wrote.")
@@ -210,6 +217,11 @@ def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Call
         return lambda: export.export(exporting)
     if mode == "convert":
         return _convert(config)
+    if mode == "preflight":
+        from warm_jax import preflight
+
+        asked = preflight.prepare(config, workdir, _TOPOLOGY.value)
+        return lambda: preflight.preflight(asked)
     from warm_jax import evaluate, reference
 
     if mode == "stats":
@@ -227,6 +239,8 @@ def main(argv: list[str]) -> int:
 
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/warm_jax/xla"))
+    if _MODE.value == "preflight":  # its compilers are in processes of their own: an accelerator here is left alone
+        jax.config.update("jax_platforms", "cpu")
     share_cores(_CONFIG.value)
     given = flags.FLAGS["config"].config_filename if _CONFIG.value is not None else ""
     workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(given or "images")

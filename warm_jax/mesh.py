@@ -11,7 +11,11 @@ def make_mesh(count: int | None = None, *, local: bool = False) -> Mesh:
 
     With `local` those of this process only.
     """
-    devices = (jax.local_devices() if local else jax.devices())[:count]
+    return over((jax.local_devices() if local else jax.devices())[:count])
+
+
+def over(devices: list) -> Mesh:
+    """The mesh of these devices, which need not be here: those of a topology can be compiled for."""
     # Auto on purpose: shardings are given at the borders of a step, and the compiler finds the rest.
     return jax.make_mesh((len(devices),), (BATCH_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 

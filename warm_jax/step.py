@@ -197,8 +197,8 @@ def make_step(exp: experiment.Experiment) -> Step:
     return step
 
 
-def compile_step(exp: experiment.Experiment) -> jax.stages.Compiled:
-    """The step compiled for the mesh, ahead of time: batch split over the devices, state donated."""
+def trace_step(exp: experiment.Experiment) -> jax.stages.Traced:
+    """The step as it is jitted over the mesh: batch split over the devices, state donated."""
     same, split = mesh.replicated(exp.mesh), mesh.split(exp.mesh)
     jitted = jax.jit(
         make_step(exp), in_shardings=(same, same, split, split), out_shardings=(same, same, same), donate_argnums=(0, 1)
@@ -206,4 +206,9 @@ def compile_step(exp: experiment.Experiment) -> jax.stages.Compiled:
     batch = exp.config.train.batch_size
     totals = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), zero_totals())
     images = jax.ShapeDtypeStruct((batch, *exp.process.image_shape), jnp.uint8)
-    return jitted.lower(abstract_state(exp), totals, images, jax.ShapeDtypeStruct((batch,), jnp.int32)).compile()
+    return jitted.trace(abstract_state(exp), totals, images, jax.ShapeDtypeStruct((batch,), jnp.int32))
+
+
+def compile_step(exp: experiment.Experiment) -> jax.stages.Compiled:
+    """The step compiled for the mesh, ahead of time."""
+    return trace_step(exp).lower().compile()
