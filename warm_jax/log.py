@@ -19,6 +19,12 @@ def say(text: str) -> None:
             print(text, flush=True)
 
 
+def warn(text: str) -> None:
+    """Prints a warning to stderr, from every process: each may have its own trouble."""
+    where = f" (process {jax.process_index()})" if jax.process_count() > 1 else ""
+    tqdm.write(f"WARNING{where}: {text}", file=sys.stderr)
+
+
 class _Lines:
     """What a progress bar writes to where nobody watches, as lines."""
 
