@@ -41,6 +41,8 @@ def environment(devices: int, inherited: dict[str, str]) -> dict[str, str]:
     """The environment of each host: CPUs only, and `devices` of them."""
     flags = [f for f in inherited.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in f]
     flags.append(f"--xla_force_host_platform_device_count={devices}")
+    # Cores are few here, and hosts many: one may be late without being dead.
+    flags += [f"--xla_cpu_collective_{name}_seconds=600" for name in ("timeout", "call_terminate_timeout")]
     path = os.pathsep.join(filter(None, [str(ROOT), inherited.get("PYTHONPATH", "")]))
     return {**inherited, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags), "PYTHONPATH": path}
 

@@ -180,6 +180,8 @@ class Preview:
         """Draws with the weights `ema` and writes the grid of step `step`; says where it is, or why there is none."""
         try:
             ema = mesh.whole(self.draw.mesh, ema)
+            self.draw.compile(ema)
+            pod.gather("preview", "")
             images = self.draw(ema, self.seeds, self.labels).images
         except FloatingPointError as error:  # a picture is not worth a run
             return f"none: {error}"
@@ -249,6 +251,7 @@ def _loop(run: Run, state: State, checkpoints: checkpoint.Checkpoints, metrics: 
     exp, settings = run.experiment, run.experiment.config.train
     started = time.perf_counter()
     compiled = compile_step(exp)
+    pod.gather("compiled", "")  # the first step waits for all, but not for as long as a compiler may take
     _introduce(run, state, time.perf_counter() - started, compiled)
     rate, start, stop = learning_rate(exp.config), int(state.step), pod.Stop(_AHEAD)
     put_totals = jax.jit(zero_totals, out_shardings=mesh.replicated(exp.mesh))
