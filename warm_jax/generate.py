@@ -284,7 +284,8 @@ def load_ema(run: Run) -> tuple[int, PyTree]:
         return str(newest[0][0])
 
     step = int(pod.from_first("newest", look))
-    return newest[0] if newest else (step, checkpoints.restore(step, ema=abstract))
+    items = newest[0][1] if newest else checkpoints.restore(step, ema=abstract)
+    return step, items["ema"]
 
 
 def load_weights(run: Run) -> tuple[int, PyTree]:

@@ -6,6 +6,7 @@ import os
 import pathlib
 import runpy
 import sys
+import traceback
 from collections.abc import Callable
 
 from absl import app, flags, logging
@@ -257,6 +258,11 @@ def _run(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> int:
         logging.info("traceback", exc_info=True)  # --verbosity=0 shows it
         status = _fail(error, EXIT_USAGE if mode in (*WITHOUT_CONFIG, "stats") else EXIT_FAILED)
         return _leave(status, str(error))
+    except Exception as error:
+        if pod.count() > 1:  # the others would wait for this one
+            traceback.print_exc()
+            pod.end(EXIT_FAILED, str(error))
+        raise
 
 
 def _leave(status: int, why: str = "") -> int:

@@ -72,7 +72,7 @@ class _Pod:
                     self.put("warm_jax/news/signal", f"{preemption.received()} on process {self.place.process}")
                     published = True
                 news = dict(self.client.key_value_dir_get("warm_jax/news/"))
-                for key, value in news.items():
+                for key, value in sorted(news.items(), key=lambda item: item[0].endswith("failed")):
                     name = key.removeprefix("warm_jax/news/")
                     if name == "signal":
                         preemption.hear(value)
@@ -164,6 +164,7 @@ def end(status: int, why: str = "") -> None:
         for number in range(1, pod.place.processes if pod.place.process == 0 else 0):
             left = max(1, int(1000 * (until - time.monotonic())))
             pod.client.blocking_key_value_get(f"warm_jax/gone/{number}", left)
+        time.sleep(0.5 if pod.place.process == 0 else 0)
     except Exception as error:
         logging.debug("leaving without the others: %s", error)
     finally:
