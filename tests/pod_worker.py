@@ -1,12 +1,10 @@
 """`warm_jax.main` with the stand-in network of tiny.py, which compiles in a second; for many processes at once."""
 
-import os
-import sys
-
-from absl import app
 
 import tiny
-from warm_jax import experiment, generate, main
+from absl import app
+
+from warm_jax import experiment, main
 
 experiment._network = lambda config, shape, around, two: tiny.Linear(heads=around.heads)
 

@@ -4,19 +4,16 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 
 import jax
 import numpy as np
 import pytest
 import tiny
-from PIL import Image
 
-from warm_jax import checkpoint, rollcall, step, train
+from warm_jax import checkpoint, step, train
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 ROOT = pathlib.Path(__file__).parent.parent
@@ -106,7 +103,9 @@ def interrupted_twice(hosts, folder, numbers=(signal.SIGTERM,)):
         pod.hosts[-1].send_signal(number)
         assert pod.end() == (75, [75] * hosts), pod.said(0)
         assert len(saved_steps(workdir)) == 1
-        assert f"{number.name} on process {hosts - 1}: step {saved_steps(workdir)[0]} of {STEPS} is saved" in pod.said(0)
+        assert f"{number.name} on process {hosts - 1}: step {saved_steps(workdir)[0]} of {STEPS} is saved" in pod.said(
+            0
+        )
     first = saved_steps(workdir)[0]
     assert 10 <= first < STEPS
     pod = Pod(hosts, folder, f"--workdir={workdir}", steps=10_000)

@@ -53,11 +53,21 @@ class Checkpoints:
         self._manager.reload()
         return sorted(self._manager.all_steps(), reverse=True)
 
+    def check_room(self, state: PyTree) -> None:
+        """Raises OSError where the disk has less room than the arrays of `state` take. What it does not say, passes."""
+        needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+        disk = shutil.disk_usage(self.folder)
+        if disk.total and disk.free < needed:
+            raise OSError(
+                f"a checkpoint was not saved in {self.folder}: it takes {needed / 2**20:,.2f} MiB, and "
+                f"{disk.free / 2**20:,.2f} MiB are free there"
+            )
+
     def save(self, step: int, train: PyTree, ema: PyTree, *, wait: bool = False) -> None:
         """Saves in the background (the arrays are copied first); with `wait` it is on disk when this returns.
 
-        OSError where this or the save before it failed, as on a full disk. The checkpoints before are as they were, and
-        it can be tried again.
+        OSError where this or the save before it failed, as where the disk filled up meanwhile. The checkpoints before
+        are as they were, and it can be tried again.
         """
         items = {"train": ocp.args.StandardSave(train), "ema": ocp.args.StandardSave(ema)}
         self.wait()
@@ -71,6 +81,9 @@ class Checkpoints:
 
     def _not_saved(self, error: Exception) -> OSError:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        if jax.process_index() == 0:  # what there is of it takes room, and is no checkpoint
+            for part in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(part, ignore_errors=True)
         free = shutil.disk_usage(self.folder).free / 2**20
         return OSError(f"a checkpoint could not be saved in {self.folder} ({reason}; {free:,.0f} MiB are free there)")
 

@@ -98,6 +98,7 @@ def _restore(exp: experiment.Experiment, checkpoints: checkpoint.Checkpoints) ->
 def _save(checkpoints: checkpoint.Checkpoints, step: int, state: State, wait: bool = False) -> None:
     """Saves unless the last losses were not finite: the last good checkpoint stays the newest."""
     if int(state.nonfinite) == 0:
+        pod.first_then_all("room", lambda: checkpoints.check_room(state))
         checkpoints.save(step, state._replace(ema=None), state.ema, wait=wait)
 
 
