@@ -1,6 +1,5 @@
 """`warm_jax.main` with the stand-in network of tiny.py, which compiles in a second; for many processes at once."""
 
-
 import tiny
 from absl import app
 

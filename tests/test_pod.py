@@ -1,4 +1,4 @@
-"""Many processes as one: real processes on this machine, as launch/local_pod.py starts them, with a stand-in network."""
+"""Many processes as one: real ones on this machine, as launch/local_pod.py starts them, with a stand-in network."""
 
 import json
 import os

@@ -72,7 +72,7 @@ class Log:
         part.replace(path)
         self._lines = path.open("a")
         before = set(threading.enumerate())
-        # The queue holds more than a row: where it is full, and its thread died of a full disk, one would wait for ever.
+        # A queue for more than a row: where it is full, and its thread died of a full disk, one would wait for ever.
         self._board = tensorboardX.SummaryWriter(str(workdir / "tb"), purge_step=start_step + 1, max_queue=1000)
         self._threads = set(threading.enumerate()) - before
 

@@ -159,34 +159,41 @@ def _call(place: Place, mine: dict, seconds: float) -> tuple[str, str]:
     except OSError as error:
         why = error.strerror
         raise ValueError(f"process 0 cannot open port {port} ({why}); choose another with --coordinator") from error
-    came: dict[int, tuple[dict, socket.socket]] = {}
-    wrong = ""
+    came: dict[int, dict] = {}
+    connections, wrong = [], ""
     with door:
         while len(came) < place.processes - 1 and time.monotonic() < until:
             door.settimeout(max(0.05, min(1.0, until - time.monotonic())))
             try:
                 connection, _ = door.accept()
-                said = _read(connection, 5.0)
-                number = said["process"]
-                if number in came:
-                    wrong = f"two processes say that they are process {number}: on {came[number][0]['host']} and on "
-                    wrong += f"{said['host']}; give each its own --process"
-                came[number] = said, connection
-                wrong = wrong or _difference(mine, said)
-                if wrong:  # the others should hear of it too, if they come soon
-                    until = min(until, time.monotonic() + _LATE_SECONDS)
+                said = _heard(connection, place)
             except (OSError, ValueError, KeyError, TypeError):  # nobody came, or a stranger
                 continue
+            number = said["process"]
+            connections.append(connection)
+            if number in came:
+                wrong = f"two processes say that they are process {number}: on {came[number]['host']} and on "
+                wrong += f"{said['host']}; give each its own --process"
+            came[number] = said
+            wrong = wrong or _difference(mine, said)
+            if wrong:  # the others should hear of it too, if they come soon
+                until = min(until, time.monotonic() + _LATE_SECONDS)
         missing = "" if wrong else _who_is_missing(place, came, seconds)
-        for _, connection in came.values():
+        for connection in connections:
             with connection:
                 _write(connection, {"missing": missing, "wrong": wrong})
                 connection.settimeout(2.0)
-                try:  # until the other end has closed, so that the port is free for JAX's coordinator
+                with contextlib.suppress(OSError):  # until it has closed, so that the port is free for JAX
                     connection.recv(1)
-                except OSError:
-                    continue
     return missing, wrong
+
+
+def _heard(connection: socket.socket, place: Place) -> dict:
+    """What a process says of itself. ValueError, KeyError or TypeError where it is not one of ours."""
+    said = _read(connection, 5.0)
+    if said["process"] not in range(1, place.processes) or not isinstance(said["facts"], dict):
+        raise ValueError("not a process of this job")
+    return {"process": int(said["process"]), "host": str(said["host"]), "facts": said["facts"]}
 
 
 def _answer(place: Place, mine: dict, seconds: float) -> tuple[str, str]:
@@ -226,12 +233,12 @@ def _difference(mine: dict, said: dict) -> str:
     return f"process {said['process']} on {said['host']} runs something else: {'; '.join(differ)}"
 
 
-def _who_is_missing(place: Place, came: dict[int, tuple[dict, socket.socket]], seconds: float) -> str:
+def _who_is_missing(place: Place, came: dict[int, dict], seconds: float) -> str:
     absent = [number for number in range(1, place.processes) if number not in came]
     if not absent:
         return ""
     names = [f"{number} ({place.hosts[number]})" if place.hosts else str(number) for number in absent]
-    here = ", ".join(f"{number} on {said['host']}" for number, (said, _) in sorted(came.items())) or "none"
+    here = ", ".join(f"{number} on {said['host']}" for number, said in sorted(came.items())) or "none"
     commands = [f"  {command_for(number)}" for number in absent[:8]] + (["  …"] if len(absent) > 8 else [])
     return (
         f"of {place.processes} processes {', '.join(names)} did not come to {place.coordinator} within {seconds:g} s "
