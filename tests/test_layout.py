@@ -115,12 +115,20 @@ def test_who_may_import_what(name):
     assert not roots & {"tensorflow", "tensorboard", "torch", "pandas", "sklearn"}
     assert not any(other.startswith(("clu.metric_writers", "clu.periodic_actions")) for other in found)
     assert not roots & {"configs", "tests"}
+    assert not [o for o in found if o.startswith("jax._src")] or name in within("pod", "rollcall")
+    assert "socket" not in roots or name == "warm_jax.rollcall"
     configured = within("family", "experiment", "workdirs", "reference", "step", "main", *PROGRAMS)
     assert "ml_collections" not in roots or name in configured
     if "warm_jax.main" in own(name) | {name}:
         assert name == "warm_jax.main"  # nobody imports the command line
     for program in within(*PROGRAMS) & own(name):
         assert name in within("main", *PROGRAMS), f"{name} imports the program {program}"
+
+
+def test_processes_meet_before_anything_else_is_loaded():
+    """What starts a pod stands on nothing that could look at a device."""
+    assert own("warm_jax.rollcall") == own("warm_jax.preemption") == set()
+    assert own("warm_jax.pod") == within("rollcall", "preemption")
 
 
 def test_no_circles():

@@ -70,7 +70,6 @@ class Checkpoints:
         are as they were, and it can be tried again.
         """
         items = {"train": ocp.args.StandardSave(train), "ema": ocp.args.StandardSave(ema)}
-        self.wait()
         try:
             if step not in self._manager.all_steps():
                 self._manager.save(step, args=ocp.args.Composite(**items), force=True)
