@@ -62,8 +62,8 @@ def start(lines: list[list[str]], env: dict[str, str], logs: pathlib.Path) -> li
 def wait(hosts: list[subprocess.Popen], grace: float) -> int:
     """Until all have ended, or one has died and the others were killed; the exit status of the job."""
     until, first = None, 0
-    while any(host.poll() is None for host in hosts):
-        ended = [host.returncode for host in hosts if host.returncode]
+    while None in (codes := [host.poll() for host in hosts]):
+        ended = [code for code in codes if code]
         if ended and until is None:
             first = ended[0]
             until = time.monotonic() + (grace if first in AGREED else 0)
@@ -72,8 +72,8 @@ def wait(hosts: list[subprocess.Popen], grace: float) -> int:
                 if host.poll() is None:
                     print(f"local_pod: host {number} is killed: another ended with {first}", file=sys.stderr)
                     host.kill()
+                    host.wait()
         time.sleep(0.05)
-    codes = [host.returncode for host in hosts]
     # What was there before we killed the others; else the first that is not 0.
     code = first or next((code for code in codes if code), 0)
     print(f"local_pod: exit statuses {codes}", file=sys.stderr)
