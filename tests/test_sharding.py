@@ -71,7 +71,7 @@ def test_divided_parameters_train_as_whole_ones(fsdp=4):
 @pytest.mark.slow
 def test_a_divided_unet_trains_as_a_whole_one():
     """With dropout. Adam's first steps are the signs of gradients, so ε keeps rounding of zeros from growing."""
-    changes = {"model__channels": 32, "model__patch_size": 4, "model__dropout": 0.1, "train__eps": 1.0}
+    changes = {"model__channels": 32, "model__dropout": 0.1, "train__eps": 1.0}
     exp = experiment.build(tiny.config(train__warmup_images=0, **changes))
     whole, losses, dp = run_steps(divided(exp, 1), 4)
     for fsdp in (2, 8):
