@@ -114,7 +114,7 @@ def _tpu(environment: Mapping[str, str]) -> Place | None:
     if slices == 1 and names:
         me = _number(environment, "TPU_WORKER_ID", 0)
         return Place(f"{names[0]}:{_TPU_PORT}", len(names), me, tuple(names)) if len(names) > 1 else None
-    if environment.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu" or not importlib.util.find_spec("libtpu"):
+    if (environment.get("JAX_PLATFORMS") or "tpu").split(",")[0] != "tpu" or not importlib.util.find_spec("libtpu"):
         return None
     from jax._src import clusters  # no public way to ask without starting
 
