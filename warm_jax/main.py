@@ -61,7 +61,7 @@ _PROCESSES = flags.DEFINE_integer(
     "processes", 0, "How many processes there are, or WARM_JAX_PROCESSES; 1: only this one, whatever Slurm says."
 )
 _PROCESS = flags.DEFINE_integer("process", -1, "Which of the processes this is, from 0; or WARM_JAX_PROCESS.")
-_START_SECONDS = flags.DEFINE_integer("start_seconds", 300, "How long to wait for the other processes.", lower_bound=1)
+_START_SECONDS = flags.DEFINE_float("start_seconds", 300, "How long to wait for the other processes.", lower_bound=1)
 # What the processes of one job must have in common; folders may have other names elsewhere.
 _SAME_FLAGS = ("mode", "seeds", "checkpoint", "images", "protocol", "watch")
 

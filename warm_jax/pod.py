@@ -134,7 +134,7 @@ def start(place: rollcall.Place | None, facts: dict[str, object], seconds: float
         place.process,
         local_device_ids=None if place.local_device is None else [place.local_device],
         cluster_detection_method="deactivate",
-        initialization_timeout=int(seconds),
+        initialization_timeout=max(1, int(seconds)),
         shutdown_timeout_seconds=60,
     )
     _pod = _Pod(place, distributed.global_state.client)
