@@ -84,6 +84,9 @@ def recipe(system: str) -> ConfigDict:
     train.keep_every = 50_000
     train.max_nonfinite_steps = 100
 
+    mesh = config.mesh = ConfigDict()
+    mesh.fsdp = 1  # devices that share one copy of the parameters, their EMA and Adam's state; 1: each has all
+
     sample = config.sample = ConfigDict()
     sample.solver = "heun"  # diffusion/sampler.py has the choices
     sample.steps = 18  # 35 evaluations

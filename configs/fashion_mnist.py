@@ -69,6 +69,9 @@ def get_config(system: str = "warm") -> ConfigDict:
     train.keep_every = 0  # 0: only the last ones
     train.max_nonfinite_steps = 50
 
+    mesh = config.mesh = ConfigDict()
+    mesh.fsdp = 1  # devices that share one copy of the parameters, their EMA and Adam's state; 1: each has all
+
     sample = config.sample = ConfigDict()
     sample.solver = "heun"  # diffusion/sampler.py has the choices
     sample.steps = 18

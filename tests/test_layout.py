@@ -138,6 +138,8 @@ def test_who_may_import_what(name):
     assert not any(other.startswith(("clu.metric_writers", "clu.periodic_actions")) for other in found)
     assert not roots & {"configs", "tests"}
     assert not any(other.startswith(("matplotlib.pyplot", "pylab")) for other in found)  # its state is the process's
+    assert not [o for o in found if o.startswith("jax._src")] or name in within("pod", "rollcall")
+    assert "socket" not in roots or name == "warm_jax.rollcall"
     configured = within("family", "experiment", "workdirs", "reference", "step", "main", *PROGRAMS)
     assert "ml_collections" not in roots or name in configured
     assert "matplotlib" not in roots or name in within("analysis.plots", "analysis.sampling_plots")
@@ -164,6 +166,12 @@ def test_what_an_export_is_read_with_knows_no_orbax():
         reached |= todo
         todo = set().union(*(own(name) for name in todo)) - reached
     assert "warm_jax.experiment" in reached and "warm_jax.checkpoint" not in reached
+
+
+def test_processes_meet_before_anything_else_is_loaded():
+    """What starts a pod stands on nothing that could look at a device."""
+    assert own("warm_jax.rollcall") == own("warm_jax.preemption") == set()
+    assert own("warm_jax.pod") == within("rollcall", "preemption")
 
 
 def test_no_circles():

@@ -5,6 +5,8 @@ and its gradients can be written down.
 """
 
 import json
+import resource
+import shutil
 
 import flax.linen as nn
 import jax
@@ -355,6 +357,58 @@ def test_nothing_is_saved_while_the_loss_is_not_finite(tmp_path):
     with pytest.raises(FloatingPointError, match="checkpoint of step 6"):
         train.train(run)
     assert checkpoint.Checkpoints(tmp_path / "checkpoints").steps() == [6, 3]
+
+
+def test_the_loop_waits_for_no_transfer(tmp_path, monkeypatch):
+    """JAX's guard is on around each step: a batch that is still on the host is refused."""
+    run = tiny_run(tmp_path, train__steps=3)
+    monkeypatch.setattr(train, "_device_batches", lambda run, start: iter([batch(0)]))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        train.train(run)
+
+
+def test_a_full_disk_costs_checkpoints_and_not_the_run(tmp_path, monkeypatch, capsys):
+    """No room at step 5, and at step 10 it fills up while Orbax writes: a real limit on the size of files."""
+    settings = {"train__steps": 15, "train__checkpoint_every": 5, "train__log_every": 15, "train__keep_last": 3}
+    run = tiny_run(tmp_path / "run", **settings)
+    save, room = checkpoint.Checkpoints.save, shutil.disk_usage(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limited(self, number, *args, **options):
+        if number == 10:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        save(self, number, *args, **options)
+
+    def wait(self, wait=checkpoint.Checkpoints.wait):
+        try:
+            wait(self)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    rooms = iter([room._replace(free=10_000)])
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: next(rooms, room))
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", limited)
+    monkeypatch.setattr(checkpoint.Checkpoints, "wait", wait)
+    assert train.train(run, final_grid=False) == 0
+    said = capsys.readouterr().err
+    assert (
+        "WARNING: step 5: a checkpoint was not saved in" in said and "it takes 0.02 MiB, and 0.01 MiB are free" in said
+    )
+    assert "WARNING: step 15: a checkpoint could not be saved in" in said and "Training goes on" in said
+    assert (
+        saved_steps(tmp_path / "run") == [15] == [int(path.name) for path in (tmp_path / "run/checkpoints").iterdir()]
+    )
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: room._replace(free=0))
+    more = tiny_run(tmp_path / "run", **settings | {"train__steps": 16})
+    with pytest.raises(
+        OSError, match=r"a checkpoint was not saved in .* 0.00 MiB are free"
+    ):  # the last one must not fail
+        train.train(more, final_grid=False)
+    assert saved_steps(tmp_path / "run") == [15]
+
+
+def saved_steps(workdir):
+    return checkpoint.Checkpoints(workdir / "checkpoints", writable=False).steps()
 
 
 def test_measured_spectrum_is_stored_and_used_again(tmp_path):

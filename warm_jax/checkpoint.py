@@ -2,7 +2,8 @@
 
 A checkpoint is a folder named by its step, with two items: `ema`, the weights to sample from, and `train`, what the
 optimiser needs besides. Each is written beside its place and renamed when whole, and restored against a tree of
-shapes *with the target's sharding*, so it opens on any number of devices.
+shapes *with the target's sharding*, so it opens on any number of devices and processes. All processes save, each the
+parts that it holds; each reads by itself what is only read.
 """
 
 import pathlib
@@ -29,11 +30,20 @@ class Checkpoints:
 
     def __init__(self, folder: pathlib.Path, *, keep_last: int = 1, keep_every: int = 0, writable: bool = True):
         self.folder = folder
+        me, together = jax.process_index(), set(range(jax.process_count()))
+        if writable:
+            folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last,
             keep_period=keep_every or None,
-            create=writable,
+            create=False,
             cleanup_tmp_directories=writable,
+            # Named, so that Orbax waits by the coordinator, with a time-out, and not by a collective of all devices.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=0 if writable else me,
+                active_processes=together if writable else {me},
+                barrier_sync_key_prefix="all" if writable else f"only_{me}",
+            ),
         )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_names=ITEMS)
 
@@ -43,17 +53,40 @@ class Checkpoints:
         self._manager.reload()
         return sorted(self._manager.all_steps(), reverse=True)
 
+    def check_room(self, state: PyTree) -> None:
+        """Raises OSError where the disk has less room than the arrays of `state` take. What it does not say, passes."""
+        needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+        disk = shutil.disk_usage(self.folder)
+        if disk.total and disk.free < needed:
+            raise OSError(
+                f"a checkpoint was not saved in {self.folder}: it takes {needed / 2**20:,.2f} MiB, and "
+                f"{disk.free / 2**20:,.2f} MiB are free there"
+            )
+
     def save(self, step: int, train: PyTree | None, ema: PyTree, *, wait: bool = False) -> None:
         """Saves in the background (the arrays are copied first); with `wait` it is on disk when this returns.
 
-        `train` is None for converted weights, which can be sampled but not trained on from their step.
+        `train` is None for converted weights, which can be sampled but not trained on from their step. OSError where
+        this or the save before it failed, as where the disk filled up meanwhile: the checkpoints before are as they
+        were, and it can be tried again.
         """
         trees = {"ema": ema} if train is None else {"train": train, "ema": ema}
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        try:
+            if step not in self._manager.all_steps():
+                self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        except Exception as error:  # whatever Orbax and TensorStore make of a disk that does not take more
+            raise self._not_saved(error) from error
         if wait:
             self.wait()
+
+    def _not_saved(self, error: Exception) -> OSError:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        if jax.process_index() == 0:  # what there is of it takes room, and is no checkpoint
+            for part in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(part, ignore_errors=True)
+        free = shutil.disk_usage(self.folder).free / 2**20
+        return OSError(f"a checkpoint could not be saved in {self.folder} ({reason}; {free:,.0f} MiB are free there)")
 
     def restore(self, step: int, **abstract: PyTree[jax.ShapeDtypeStruct]) -> dict[str, PyTree]:
         """The named items (`train=`, `ema=`) of one checkpoint, on the shardings of their abstract trees.
@@ -105,10 +138,15 @@ class Checkpoints:
         self._manager.reload()
 
     def wait(self) -> None:
-        """Until what is being saved is on disk."""
-        self._manager.wait_until_finished()
+        """Until what is being saved is on disk. OSError where it failed."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._not_saved(error) from error
 
     def close(self) -> None:
         """Waits for what is being saved, and ends."""
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._manager.close()

@@ -108,6 +108,7 @@ def _key(config: ConfigDict) -> str:
     """A hash of all that a row depends on; rows of other settings are not counted."""
     parts = config.to_dict()
     parts.pop("compare")
+    parts.pop("mesh")
     if pathlib.Path(parts["eval"]["reference"]).name.startswith(_OWN_REFERENCE):
         parts["eval"].pop("reference")
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()[:12]

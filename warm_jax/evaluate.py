@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from warm_jax import experiment, family, generate, log, preemption, reference, workdirs
+from warm_jax import experiment, family, generate, log, pod, preemption, reference, workdirs
 from warm_jax.data import sources
 from warm_jax.metrics import extract, frechet, moments, scores
 
@@ -155,17 +155,27 @@ class Judged:
 
 
 def _judge(run: Run, images: _Images, first: int, count: int) -> Judged | None:
-    """All shards of a range, in order; None where a signal came first."""
+    """All shards of a range, in order; None where a signal came first, or in a process that is not the first.
+
+    Of several processes each makes every n-th shard; the first one gathers them all.
+    """
     folder = _folder(run, images)
+    if pod.count() > 1 and not _make_own(run, images, folder, first, count):
+        return None
     statistics, pools, logits, pixels = moments.Statistics.empty(run.extractor.dim), [], [], []
     bar = log.progress(count, unit="image", doing="evaluating")
     for start in range(first, first + count, SHARD):
         if preemption.requested():
             bar.close()
             return None
-        size = min(SHARD, first + count - start)
-        keep = min(size, max(0, reference.PIXEL_IMAGES - (start - first)))
-        arrays = _shard(run, images, folder / f"{start:08d}-{size}.npz", start, size, keep)
+        size, keep = _sizes(first, count, start)
+        path = folder / f"{start:08d}-{size}.npz"
+        while not path.exists() and pod.count() > 1:  # another process makes it
+            if preemption.requested():
+                bar.close()
+                return None
+            _wait(0.5)
+        arrays = _shard(run, images, path, start, size, keep)
         if int(arrays["nfe"]):
             images.facts["nfe"] = int(arrays["nfe"])
         statistics = statistics.update(arrays["pool"])
@@ -177,6 +187,22 @@ def _judge(run: Run, images: _Images, first: int, count: int) -> Judged | None:
         bar.update(size)
     bar.close()
     return Judged(statistics, np.concatenate(pools), np.concatenate(logits) if logits else None, np.concatenate(pixels))
+
+
+def _sizes(first: int, count: int, start: int) -> tuple[int, int]:
+    """How many images the shard at `start` has, and of how many of them the pixels are kept."""
+    size = min(SHARD, first + count - start)
+    return size, min(size, max(0, reference.PIXEL_IMAGES - (start - first)))
+
+
+def _make_own(run: Run, images: _Images, folder: pathlib.Path, first: int, count: int) -> bool:
+    """Makes this process's shards; whether it is the first process, and no signal came."""
+    for start in range(first + pod.index() * SHARD, first + count, pod.count() * SHARD):
+        if preemption.requested():
+            return False
+        size, keep = _sizes(first, count, start)
+        _shard(run, images, folder / f"{start:08d}-{size}.npz", start, size, keep)
+    return pod.index() == 0
 
 
 def first_images(run: Run, count: int) -> np.ndarray:
@@ -255,12 +281,12 @@ def _facts(run: Run, against: reference.Reference, images: _Images) -> dict[str,
 
 
 def _one_round(
-    run: Run, against: reference.Reference, images: _Images, first: int, count: int
+    run: Run, against: reference.Reference | None, images: _Images, first: int, count: int
 ) -> dict[str, float] | None:
-    """Scores of one range of images, written as a row; None where a signal came first."""
+    """Scores of one range of images, written as a row; None where a signal came first. Only process 0 scores."""
     judged = _judge(run, images, first, count)
-    if judged is None:
-        return None
+    if judged is None or against is None:
+        return None if preemption.requested() else {}
     result, said = _scores(run, against, judged)
     if run.images is not None and count < len(run.images):
         said.append(f"{count} of {len(run.images)} images, in their order: of a sorted set that is not a fair part")
@@ -277,7 +303,7 @@ def _one_round(
     return result
 
 
-def _all_rounds(run: Run, against: reference.Reference, images: _Images) -> bool:
+def _all_rounds(run: Run, against: reference.Reference | None, images: _Images) -> bool:
     """Every round, and their summary where there are several; False where a signal came first."""
     settings, found = run.config.eval, []
     for number in range(run.rounds):
@@ -285,7 +311,7 @@ def _all_rounds(run: Run, against: reference.Reference, images: _Images) -> bool
         if result is None:
             return False
         found.append(result)
-    if run.rounds > 1:
+    if run.rounds > 1 and against is not None:
         names = [name for name in found[0] if not name.endswith("_std")]
         last = settings.first + run.rounds * settings.count - 1
         summary = {"protocol": "paper", "rounds": run.rounds, "count": settings.count}
@@ -368,37 +394,58 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, images: str, step: int, p
 @preemption.noted()
 def evaluate(run: Run) -> int:
     """Scores a checkpoint, or a source, or with `watch` each checkpoint as it comes. Returns the exit status."""
+    measured: list[reference.Reference] = []
     try:
-        against = _reference(run)
+        pod.first_then_all("reference", lambda: measured.append(_reference(run)))
     except InterruptedError as error:
         log.say(str(error))
         return preemption.EXIT_AGAIN
-    log.say(f"reference: {against.name}, {against.moments.count or 'unknown count of'} images")
-    if not run.watch:
-        step = run.sampling.step if run.sampling else -1
-        if _all_rounds(run, against, _Images(run, step)):
-            return 0
-    else:
-        done: set[int] = set()
-        while not preemption.requested():
-            todo = [step for step in generate.checkpoint_steps(run.workdir) if step not in done]
-            if todo:
-                done.add(min(todo))
-                _watched(run, against, min(todo))
-            elif done and max(done) >= run.config.train.steps:
-                return 0
-            else:
-                _wait(_WATCH_SECONDS)
+    against = measured[0] if measured else None  # only process 0 needs it
+    if against is not None:
+        log.say(f"reference: {against.name}, {against.moments.count or 'unknown count of'} images")
+    finished = _watch(run, against) if run.watch else _once(run, against)
+    if all(pod.gather("evaluated", "finished" if finished else "")):
+        return 0
     log.say(f"{preemption.requested()}: finished shards are kept; the same command goes on from there")
     return preemption.EXIT_AGAIN
 
 
-def _watched(run: Run, against: reference.Reference, step: int) -> None:
+def _once(run: Run, against: reference.Reference | None) -> bool:
+    """Scores the checkpoint, or the source, that was asked for; False where a signal came first."""
+    return _all_rounds(run, against, _Images(run, run.sampling.step if run.sampling else -1))
+
+
+def _watch(run: Run, against: reference.Reference | None) -> bool:
+    """Scores each checkpoint as it comes, until the last one; False where a signal came first."""
+    done: set[int] = set()
+
+    def next_step() -> str:
+        """Waits for it in process 0; empty after the last, or a signal."""
+        while not preemption.requested():
+            todo = [step for step in generate.checkpoint_steps(run.workdir) if step not in done]
+            if todo:
+                return str(min(todo))
+            if done and max(done) >= run.config.train.steps:
+                return ""
+            _wait(_WATCH_SECONDS)
+        return ""
+
+    while step := pod.from_first("watched", next_step):
+        done.add(int(step))
+        _watched(run, against, int(step))
+    return not preemption.requested()
+
+
+def _watched(run: Run, against: reference.Reference | None, step: int) -> None:
     """Scores one checkpoint, unless training has deleted it meanwhile."""
+    images, reason = None, ""
     try:
         images = _Images(run, step)
     except ValueError as error:
-        log.say(f"passed over: {error}")
+        reason = str(error)
+    reason = "; ".join(filter(None, pod.gather("loaded", reason)))
+    if images is None or reason:
+        log.say(f"passed over: {reason}")
         return
     _all_rounds(run, against, images)
 

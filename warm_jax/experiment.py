@@ -4,6 +4,7 @@ The programs stand on this: it alone knows how a config names a network and a so
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,7 @@ _RANGES = {
     "train.keep_last": (1, 10**6),
     "train.keep_every": (0, 2**31 - 1),
     "train.max_nonfinite_steps": (1, 2**31 - 1),
+    "mesh.fsdp": (1, 2**20),
     "sample.steps": (1, 10_000),
     "sample.batch_size": (1, 2**20),
     "sample.S_churn": (0, 10_000),
@@ -146,6 +148,27 @@ def check_batch(config: ConfigDict, devices: int) -> None:
             f"train.batch_size {batch} does not divide over {devices} device(s) × {config.train.accumulation} "
             f"accumulation step(s) = {parts}; use {f'{below} or ' if below else ''}{above}"
         )
+
+
+def for_training(exp: Experiment, devices: list | None = None) -> Experiment:
+    """The experiment on the mesh that `mesh.fsdp` asks for, of all devices or of these.
+
+    ValueError where that does not divide the devices, or no parameter can be divided so.
+    """
+    fsdp = exp.config.mesh.fsdp
+    mesh = meshes.make_mesh(fsdp=fsdp) if devices is None else meshes.over(devices, fsdp)
+    made = dataclasses.replace(exp, mesh=mesh)
+    if fsdp == 1:
+        return made
+    shapes = [x.shape for x in jax.tree.leaves(jax.eval_shape(exp.model.init, jax.random.key(0)))]
+    if all(meshes.divided(made.mesh, shape).is_fully_replicated for shape in shapes):
+        largest = max(shapes, key=math.prod)
+        raise ValueError(
+            f"mesh.fsdp {fsdp} divides none of the {len(shapes)} parameters: the largest is "
+            f"{' × '.join(map(str, largest))}, and an axis must be a multiple of {fsdp} in one of at least "
+            f"{meshes.LEAST_TO_DIVIDE} numbers; use a smaller mesh.fsdp, or 1"
+        )
+    return made
 
 
 def needs_measuring(config: ConfigDict) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from warm_jax import checkpoint, experiment, family, log, mesh, pictures, preemption, store, workdirs
+from warm_jax import checkpoint, experiment, family, log, mesh, pictures, pod, preemption, store, workdirs
 from warm_jax.diffusion import predictors, sampler
 from warm_jax.diffusion.process import Predict
 
@@ -120,6 +120,11 @@ class Sampler:
         shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), weights)
         return jitted.trace(shapes, seeds, labels, self.levels)
 
+    @property
+    def mesh(self) -> jax.sharding.Mesh:
+        """Where it runs, and its weights are replicated."""
+        return self._exp.mesh
+
     def compile(self, weights: PyTree) -> None:
         """Compiles, once; the time it took is `compile_seconds`."""
         if self._compiled is not None:
@@ -202,9 +207,15 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, seeds: str, out: str, ste
         kind = "is a folder" if one_file else "is a file"
         raise ValueError(f"--out={target} {kind}; name FILE.npz, FILE.png or a folder")
     workdirs.check_writable(target.parent if one_file else target)
+    pod.check_shared(target.parent if one_file else target)
     if target.is_dir() and not (target / "samples.json").exists() and store.drawn_images(target):
         raise ValueError(f"{target} has images that were not made by --mode=sample; name another --out")
-    return Run(experiment.build(config, stored), workdir, step, numbers, target, guide)
+    return Run(build(config, stored), workdir, step, numbers, target, guide)
+
+
+def build(config: ConfigDict, measured: family.Measured | None) -> experiment.Experiment:
+    """The experiment on the devices of this process: each draws its own images, and waits for no other."""
+    return dataclasses.replace(experiment.build(config, measured), mesh=mesh.make_mesh(local=True))
 
 
 def measured(config: ConfigDict, workdir: pathlib.Path) -> family.Measured | None:
@@ -267,11 +278,11 @@ def other_run(config: ConfigDict, workdir: pathlib.Path, step: int, what: str) -
     steps = checkpoint_steps(workdir)
     if step not in (-1, *steps) or not steps:
         raise FileNotFoundError(f"no checkpoint {step} in {what} {workdir}; there are {steps}")
-    return Run(experiment.build(config, measured(config, workdir)), workdir, step, np.zeros(0, np.int64), workdir)
+    return Run(build(config, measured(config, workdir)), workdir, step, np.zeros(0, np.int64), workdir)
 
 
 def load_ema(run: Run) -> tuple[int, PyTree]:
-    """The step and the EMA weights of the run's checkpoint, replicated over the mesh."""
+    """The step and the EMA weights of the run's checkpoint, replicated over the mesh; one step for all processes."""
     exp = run.experiment
     shapes = jax.eval_shape(exp.model.init, jax.random.key(0))
     abstract = jax.tree.map(
@@ -280,14 +291,22 @@ def load_ema(run: Run) -> tuple[int, PyTree]:
     checkpoints = checkpoint.Checkpoints(run.workdir / "checkpoints", writable=False)
     if run.step >= 0:
         return run.step, checkpoints.restore(run.step, ema=abstract)["ema"]
-    step, items = checkpoints.restore_latest(ema=abstract)
+    newest = []
+
+    def look() -> str:
+        newest.append(checkpoints.restore_latest(ema=abstract))
+        return str(newest[0][0])
+
+    step = int(pod.from_first("newest", look))
+    items = newest[0][1] if newest else checkpoints.restore(step, ema=abstract)
     return step, items["ema"]
 
 
 def load_weights(run: Run) -> tuple[int, PyTree]:
     """The step of the run's checkpoint, and what `run.sampler()` is called with: the EMA weights, and the guide's."""
+    guide = None if run.guide is None else load_ema(run.guide)[1]
     step, ema = load_ema(run)
-    return (step, ema) if run.guide is None else (step, (ema, load_ema(run.guide)[1]))
+    return step, ema if run.guide is None else (ema, guide)
 
 
 def weights_hash(loaded: PyTree) -> str:
@@ -314,12 +333,24 @@ def made_with(run: Run, step: int, loaded: PyTree) -> dict:
 
 @preemption.noted()
 def sample(run: Run) -> int:
-    """Draws the seeds that are not there yet and writes them. Returns the exit status."""
+    """Draws the seeds that are not there yet and writes them. Returns the exit status.
+
+    Of several processes each draws every n-th seed, and they meet only at the end.
+    """
     step, weights = load_weights(run)
     settings = run.experiment.config.sample
-    kept = (store.File if run.out.suffix in (".npz", ".png") else store.Folder)(run.out, made_with(run, step, weights))
-    todo, draw = kept.missing(run.seeds), run.sampler()
-    log.say(f"checkpoint of step {step}; {len(todo)} of {len(run.seeds)} images to draw, {draw.batch_size} at a time")
+    one_file, made = run.out.suffix in (".npz", ".png"), made_with(run, step, weights)
+    own = run.seeds[pod.index() :: pod.count()]
+
+    def open_store() -> store.File | store.Folder:
+        part = pod.index() if pod.count() > 1 else None
+        return store.File(run.out, made, part) if one_file else store.Folder(run.out, made)
+
+    pod.first_then_all("stale images are gone", open_store)
+    kept = open_store()
+    todo, draw = kept.missing(own), run.sampler()
+    share = f" (process 0 of {pod.count()})" if pod.count() > 1 else ""
+    log.say(f"checkpoint of step {step}; {len(todo)} of {len(own)} images to draw{share}, {draw.batch_size} at a time")
     log.say(experiment.precision_policy(run.experiment.config))
     if len(todo):
         draw.compile(weights)
@@ -338,9 +369,13 @@ def sample(run: Run) -> int:
         bar.close()
         seconds = time.perf_counter() - started
         log.say(f"NFE {nfe} ({settings.solver}, {settings.steps} steps), {bar.n / seconds:.1f} images/s")
-    if preemption.requested() and len(kept.missing(run.seeds)):
-        kept.pause()
+    stopped = bool(preemption.requested()) and len(kept.missing(own)) > 0
+    if stopped or pod.count() > 1:
+        kept.pause()  # process 0 reads there what the others drew
+    if any(pod.gather("drawn", "stopped" if stopped else "")):
         log.say(f"{preemption.requested()}: kept what was drawn in {run.out}; the same command goes on from there")
         return preemption.EXIT_AGAIN
-    log.say(kept.finish(run.seeds))
+    pod.first_then_all(
+        "finished", lambda: log.say(open_store().finish(run.seeds) if pod.count() > 1 else kept.finish(run.seeds))
+    )
     return 0

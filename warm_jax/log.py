@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 import sys
+import threading
 
 import jax
 import tensorboardX
@@ -17,6 +18,12 @@ def say(text: str) -> None:
             tqdm.write(text)
         else:
             print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """Prints a warning to stderr, from every process: each may have its own trouble."""
+    where = f" (process {jax.process_index()})" if jax.process_count() > 1 else ""
+    tqdm.write(f"WARNING{where}: {text}", file=sys.stderr)
 
 
 class _Lines:
@@ -64,23 +71,34 @@ class Log:
         part.write_text("".join(kept))
         part.replace(path)
         self._lines = path.open("a")
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tb"), purge_step=start_step + 1)
+        before = set(threading.enumerate())
+        # A queue for more than a row: where it is full, and its thread died of a full disk, one would wait for ever.
+        self._board = tensorboardX.SummaryWriter(str(workdir / "tb"), purge_step=start_step + 1, max_queue=1000)
+        self._threads = set(threading.enumerate()) - before
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Appends one row."""
+        """Appends one row; warns where the disk is full, since numbers are not worth a run."""
         if self._lines is None:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}  # JSON has no nan
-        self._lines.write(json.dumps({"step": step, **finite}) + "\n")
-        self._lines.flush()
-        for name, value in scalars.items():
+        try:
+            self._lines.write(json.dumps({"step": step, **finite}) + "\n")
+            self._lines.flush()
+        except OSError as error:
+            warn(f"step {step}: {self._lines.name} cannot be written ({error.strerror})")
+        if self._board and not all(thread.is_alive() for thread in self._threads):
+            warn(f"step {step}: no more is written to tb/: its writer has failed")
+            self._board = None
+        for name, value in scalars.items() if self._board else ():
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flushes everything."""
-        if self._lines is not None:
-            self._lines.close()
-            self._board.close()
+        for file in filter(None, (self._lines, self._board)):
+            try:
+                file.close()
+            except OSError as error:
+                warn(f"the last numbers of a log are lost ({error.strerror})")
 
 
 def _is_later(row: str, step: int) -> bool:

@@ -1,16 +1,18 @@
 """The command line: flags to a program, and nothing else."""
 
 import contextlib
+import hashlib
 import os
 import pathlib
 import runpy
 import sys
+import traceback
 from collections.abc import Callable
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from warm_jax import preemption
+from warm_jax import pod, preemption, rollcall
 
 MODES = {
     "train": "train, resuming by itself from the workdir's last checkpoint, and draw a grid of samples",
@@ -27,6 +29,7 @@ MODES = {
     "export": "write a checkpoint's EMA weights as safetensors, JSON, StableHLO and a model card to --out",
 }
 SAVING = ("train", "sample", "evaluate", "compare", "analyze")  # these save what they have, and leave, at a signal
+TOGETHER = ("train", "sample", "evaluate")  # these run on many processes
 WITHOUT_CONFIG = ("prepare", "inspect", "convert")
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
@@ -72,6 +75,16 @@ _FROM_EDM = flags.DEFINE_string("from_edm", "", "convert: one of NVIDIA's networ
 _FROM_EXPORT = flags.DEFINE_string("from_export", "", "convert: a folder that --mode=export wrote.")
 _INIT_FROM = flags.DEFINE_string("init_from", "", "train: begin from the EMA weights of another workdir, as hot ones.")
 _PLATFORMS = flags.DEFINE_list("platforms", ["cpu", "cuda", "tpu"], "export: what the StableHLO program runs on.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "HOST:PORT of process 0, where Slurm or TPU metadata do not say it; or WARM_JAX_COORDINATOR."
+)
+_PROCESSES = flags.DEFINE_integer(
+    "processes", 0, "How many processes there are, or WARM_JAX_PROCESSES; 1: only this one, whatever Slurm says."
+)
+_PROCESS = flags.DEFINE_integer("process", -1, "Which of the processes this is, from 0; or WARM_JAX_PROCESS.")
+_START_SECONDS = flags.DEFINE_float("start_seconds", 300, "How long to wait for the other processes.", lower_bound=1)
+# What the processes of one job must have in common; folders may have other names elsewhere.
+_SAME_FLAGS = ("mode", "seeds", "checkpoint", "images", "protocol", "watch")
 
 
 def _fail(error: Exception | str, status: int) -> int:
@@ -241,14 +254,41 @@ def main(argv: list[str]) -> int:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/warm_jax/xla"))
     if _MODE.value == "preflight":  # its compilers are in processes of their own: an accelerator here is left alone
         jax.config.update("jax_platforms", "cpu")
-    share_cores(_CONFIG.value)
+    try:
+        place = rollcall.find(os.environ, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        if place and _MODE.value not in TOGETHER:
+            raise ValueError(
+                f"--mode={_MODE.value} runs in one process, and this is one of {place.processes}; give --processes=1, "
+                "and run it once"
+            )
+        share_cores(_CONFIG.value, place.processes if place else 1)
+        pod.start(place, _facts(_CONFIG.value), _START_SECONDS.value)
+    except TimeoutError as error:
+        return _fail(error, EXIT_FAILED)
+    except (ValueError, OSError) as error:
+        return _fail(error, EXIT_USAGE)
     given = flags.FLAGS["config"].config_filename if _CONFIG.value is not None else ""
     workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(given or "images")
     with preemption.noted() if _MODE.value in SAVING else contextlib.nullcontext():
         return _run(_MODE.value, _CONFIG.value, workdir)
 
 
-def share_cores(config: ConfigDict | None) -> None:
+def _facts(config: ConfigDict | None) -> dict[str, object]:
+    """What must be the same in all processes of a job: the code, its versions, the config, what is asked for."""
+    import jax
+
+    from warm_jax import workdirs
+
+    code = hashlib.sha256()
+    package = pathlib.Path(__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        code.update(f"{path.relative_to(package)} {path.stat().st_size} ".encode() + path.read_bytes())
+    facts = {"code of warm_jax": code.hexdigest()[:12], "jax": jax.__version__, "python": sys.version.split()[0]}
+    facts |= {f"--{name}": flags.FLAGS[name].value for name in _SAME_FLAGS}
+    return facts | (workdirs.flat(config) if config is not None else {})
+
+
+def share_cores(config: ConfigDict | None, processes: int = 1) -> None:
     """On a CPU, as many devices as cores (at most 8) that divide the batch; accelerators are not touched.
 
     XLA runs most operations of a small network on one core. Devices that share the batch keep the others busy: 1.4
@@ -259,7 +299,7 @@ def share_cores(config: ConfigDict | None) -> None:
     if config is None or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     cores = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    parts = max(1, config.train.accumulation)
+    parts = max(1, config.train.accumulation) * processes
     fitting = [n for n in range(1, cores + 1) if config.train.batch_size % (n * parts) == 0]
     jax.config.update("jax_num_cpu_devices", max(fitting, default=1))
 
@@ -267,16 +307,32 @@ def share_cores(config: ConfigDict | None) -> None:
 def _run(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> int:
     import jax
 
+    program = wrong = None
     try:
         program = prepare(mode, config, workdir)
     except (ValueError, TypeError, OSError) as error:
         logging.debug("while checking the input", exc_info=True)
-        return _fail(error, EXIT_USAGE)
+        wrong = error
     try:
-        return program()
+        pod.all_or_none("prepared", wrong)
+    except (ValueError, TypeError, OSError) as error:
+        return _leave(_fail(error, EXIT_USAGE), str(error))
+    try:
+        return _leave(program())
     except (ValueError, TypeError, OSError, FloatingPointError, MemoryError, jax.errors.JaxRuntimeError) as error:
         logging.info("traceback", exc_info=True)  # --verbosity=0 shows it
-        return _fail(error, EXIT_USAGE if mode in (*WITHOUT_CONFIG, "stats") else EXIT_FAILED)
+        status = _fail(error, EXIT_USAGE if mode in (*WITHOUT_CONFIG, "stats") else EXIT_FAILED)
+        return _leave(status, str(error))
+    except Exception as error:
+        if pod.count() > 1:  # the others would wait for this one
+            traceback.print_exc()
+            pod.end(EXIT_FAILED, str(error))
+        raise
+
+
+def _leave(status: int, why: str = "") -> int:
+    pod.end(status, why)
+    return status
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: saved after a signal, and worth ru
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _received: list[str] = []
+_heard: list[str] = []
 _depth = 0
 
 
@@ -32,6 +33,7 @@ def noted() -> Iterator[None]:
         return
     if _depth == 0:
         _received.clear()
+        _heard.clear()
         before = [signal.signal(number, _note) for number in _SIGNALS]
     _depth += 1
     try:
@@ -43,6 +45,17 @@ def noted() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def requested() -> str:
-    """The name of the signal that came, or an empty string."""
+def received() -> str:
+    """The name of the signal that came to this process, or an empty string."""
     return _received[0] if _received else ""
+
+
+def hear(what: str) -> None:
+    """Notes that a signal came to another process: "SIGTERM on process 3"."""
+    if not _heard:
+        _heard.append(what)
+
+
+def requested() -> str:
+    """The signal that came, here or to another process, or an empty string."""
+    return received() or (_heard[0] if _heard else "")

@@ -120,9 +120,10 @@ def _ask(config: ConfigDict, target: topology.Target) -> dict:
 
 def examine(config: ConfigDict, target: topology.Target) -> dict:
     """Compiles the train step and the sampling loop of `config` for `target`; what `report.text` shows, for JSON."""
-    exp = dataclasses.replace(experiment.build(config), mesh=mesh.over(topology.devices(target)))
+    built, devices = experiment.build(config), topology.devices(target)
+    exp = experiment.for_training(built, devices)
     weights = jax.eval_shape(exp.model.init, jax.random.key(0))
-    draw = generate.Sampler(exp)
+    draw = generate.Sampler(dataclasses.replace(built, mesh=mesh.over(devices)))  # where nothing is divided
     found = {
         "topology": target.text,
         "chip": target.chip._asdict(),

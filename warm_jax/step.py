@@ -72,18 +72,24 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
 def init_state(exp: experiment.Experiment) -> State:
     """The state of step 0, a function of the seed, born on its shardings."""
 
+    init = _initial(exp)
+    return jax.jit(init, out_shardings=mesh.place(exp.mesh, jax.eval_shape(init)))()
+
+
+def _initial(exp: experiment.Experiment) -> Callable[[], State]:
     def init() -> State:
         params = exp.model.init(jax.random.fold_in(jax.random.key(exp.config.seed), 2**31))
         zero = jnp.zeros((), jnp.int32)
         return State(zero, params, params, optimizer(exp.config).init(params), zero)
 
-    return jax.jit(init, out_shardings=mesh.replicated(exp.mesh))()
+    return init
 
 
 def abstract_state(exp: experiment.Experiment) -> State:
     """Shapes, dtypes and shardings of `init_state`, without computing it."""
-    state = jax.eval_shape(lambda: init_state(exp))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh.replicated(exp.mesh)), state)
+    state = jax.eval_shape(_initial(exp))
+    where = mesh.place(exp.mesh, state)
+    return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), state, where)
 
 
 def _ema_decay(config: ConfigDict, step: Int32[Array, ""]) -> Float[Array, ""]:
@@ -199,14 +205,18 @@ def make_step(exp: experiment.Experiment) -> Step:
 
 def trace_step(exp: experiment.Experiment) -> jax.stages.Traced:
     """The step as it is jitted over the mesh: batch split over the devices, state donated."""
-    same, split = mesh.replicated(exp.mesh), mesh.split(exp.mesh)
+    same, split, state = mesh.replicated(exp.mesh), mesh.split(exp.mesh), abstract_state(exp)
+    where = jax.tree.map(lambda x: x.sharding, state)
     jitted = jax.jit(
-        make_step(exp), in_shardings=(same, same, split, split), out_shardings=(same, same, same), donate_argnums=(0, 1)
+        make_step(exp),
+        in_shardings=(where, same, split, split),
+        out_shardings=(where, same, same),
+        donate_argnums=(0, 1),
     )
     batch = exp.config.train.batch_size
     totals = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), zero_totals())
     images = jax.ShapeDtypeStruct((batch, *exp.process.image_shape), jnp.uint8)
-    return jitted.trace(abstract_state(exp), totals, images, jax.ShapeDtypeStruct((batch,), jnp.int32))
+    return jitted.trace(state, totals, images, jax.ShapeDtypeStruct((batch,), jnp.int32))
 
 
 def compile_step(exp: experiment.Experiment) -> jax.stages.Compiled:

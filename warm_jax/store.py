@@ -1,5 +1,6 @@
 """Where samples go: a folder of PNG files, one npz, or one grid; and what of them is there already."""
 
+import glob
 import io
 import json
 import pathlib
@@ -63,19 +64,27 @@ class Folder:
 
 
 class File:
-    """Samples in one npz (images, labels, seeds) or one grid PNG; after a signal the rest waits in a .partial.npz."""
+    """Samples in one npz (images, labels, seeds) or one grid PNG; after a signal the rest waits in a .partial.npz.
 
-    def __init__(self, out: pathlib.Path, made_with: dict):
-        self._out, self._partial = out, out.with_name(out.name + ".partial.npz")
+    Of several processes each has its `part`, a file of its own, and what all of them have left counts.
+    """
+
+    def __init__(self, out: pathlib.Path, made_with: dict, part: int | None = None):
+        self._out = out
+        self._partial = out.with_name(f"{out.name}{'' if part is None else f'.{part}'}.partial.npz")
         self._text, self._done = json.dumps(made_with), {}
-        if self._partial.exists():
+        for path in self._partials():
             try:
-                with np.load(self._partial, allow_pickle=False) as stored:
+                with np.load(path, allow_pickle=False) as stored:
                     if str(stored["made_with"]) == self._text:
                         rows = zip(stored["seeds"], stored["images"], stored["labels"], strict=True)
-                        self._done = {int(seed): (image, int(label)) for seed, image, label in rows}
+                        self._done |= {int(seed): (image, int(label)) for seed, image, label in rows}
             except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                log.say(f"{self._partial} is damaged ({error}); drawing everything again")
+                log.say(f"{path} is damaged ({error}); drawing its images again")
+
+    def _partials(self) -> list[pathlib.Path]:
+        """What was left by one process, or by several."""
+        return sorted(self._out.parent.glob(f"{glob.escape(self._out.name)}*.partial.npz"))
 
     def missing(self, seeds: np.ndarray) -> np.ndarray:
         """Those of `seeds` that are still to be drawn."""
@@ -105,5 +114,6 @@ class File:
         else:
             images = np.stack([self._done[seed][0] for seed in wanted])
             pictures.save_png(self._out, pictures.grid(images), scale=pictures.scale_for_people(images))
-        self._partial.unlink(missing_ok=True)
+        for path in self._partials():
+            path.unlink(missing_ok=True)
         return f"{len(seeds)} images in {self._out}"

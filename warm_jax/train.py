@@ -6,10 +6,11 @@ same bits as one that was not.
 
 import collections
 import dataclasses
+import functools
 import math
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from clu import parameter_overview
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from warm_jax import checkpoint, experiment, family, generate, log, mesh, pictures, preemption, workdirs
+from warm_jax import checkpoint, experiment, family, generate, log, mesh, pictures, pod, preemption, workdirs
 from warm_jax.convert import begin
 from warm_jax.data import pipeline, sources
 from warm_jax.step import BIN_EDGES, State, Totals, abstract_state, compile_step, init_state, learning_rate, zero_totals
@@ -58,7 +59,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, init_from: str = "") -> R
 
     `init_from` is a workdir whose weights a run begins from that has no checkpoint yet.
     """
-    experiment.build(config)
+    experiment.for_training(experiment.build(config))
     experiment.check_batch(config, jax.device_count())
     source = _open_source(config)
     if config.data.num_classes not in (0, source.num_classes):
@@ -72,6 +73,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, init_from: str = "") -> R
             f"{workdir} holds converted weights, which cannot be trained on in place; choose another --workdir and "
             f"--init_from={workdir}"
         )
+    pod.check_shared(workdir)
     begun = bool(generate.checkpoint_steps(workdir))
     begins_from = begin.prepare(config, workdir, init_from, begun)
     if begun:
@@ -79,20 +81,25 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, init_from: str = "") -> R
         workdirs.check_same_data(source, workdir, config.data.allow_changed)
     measured = None
     if experiment.needs_measuring(config):
-        # What a run left without a checkpoint may be of other images.
-        stored = workdirs.load_measured(workdir) if begun else None
-        if stored is None:
-            measured = experiment.measure(config, source)
-            stored = {name: array for name, array in measured._asdict().items() if array is not None}
-            workdirs.save_measured(stored, workdir)
-        measured = family.Measured(**stored)
-    return Run(experiment.build(config, measured), source, workdir, begins_from)
+        pod.first_then_all("measured", lambda: _measure(config, source, workdir, begun))
+        measured = family.Measured(**workdirs.load_measured(workdir))
+    return Run(experiment.for_training(experiment.build(config, measured)), source, workdir, begins_from)
+
+
+def _measure(config: ConfigDict, source: sources.Source, workdir: pathlib.Path, begun: bool) -> None:
+    """Writes `measured.npz`, unless it is of a run that goes on: without a checkpoint it may be of other images."""
+    if not begun or workdirs.load_measured(workdir) is None:
+        measured = experiment.measure(config, source)._asdict()
+        workdirs.save_measured({name: array for name, array in measured.items() if array is not None}, workdir)
 
 
 def _restore(run: Run, checkpoints: checkpoint.Checkpoints) -> State:
     exp = run.experiment
     abstract = abstract_state(exp)
     found = checkpoints.restore_latest(train=abstract._replace(ema=None), ema=abstract.ema)
+    said = pod.gather("restored", str(found[0]) if found else "none")
+    if len(set(said)) > 1:
+        raise OSError(f"the processes read different checkpoints of {checkpoints.folder}: {', '.join(said)}")
     if found is None:
         state = init_state(exp)
         if run.begins_from is None:
@@ -109,7 +116,20 @@ def _restore(run: Run, checkpoints: checkpoint.Checkpoints) -> State:
 def _save(checkpoints: checkpoint.Checkpoints, step: int, state: State, wait: bool = False) -> None:
     """Saves unless the last losses were not finite: the last good checkpoint stays the newest."""
     if int(state.nonfinite) == 0:
+        pod.first_then_all("room", lambda: checkpoints.check_room(state))
         checkpoints.save(step, state._replace(ema=None), state.ema, wait=wait)
+
+
+def _try(work: Callable[[], None], step: int, metrics: log.Log) -> None:
+    """Saves, or says loudly why that failed and goes on: what is in memory is worth more than what is on disk."""
+    try:
+        work()
+    except OSError as error:
+        log.warn(
+            f"step {step}: {error}. Training goes on, and each later checkpoint is tried; until one is saved, what "
+            "came since the last is lost if the run ends. Make room"
+        )
+        metrics.write(step, {"failed_saves": 1.0})
 
 
 def scalars(totals: Totals) -> dict[str, float]:
@@ -178,12 +198,15 @@ class Preview:
     def __call__(self, step: int, ema: PyTree) -> str:
         """Draws with the weights `ema` and writes the grid of step `step`; says where it is, or why there is none."""
         try:
+            ema = mesh.whole(self.draw.mesh, ema)
+            self.draw.compile(ema)
+            pod.gather("preview", "")
             images = self.draw(ema, self.seeds, self.labels).images
         except FloatingPointError as error:  # a picture is not worth a run
             return f"none: {error}"
-        self.folder.mkdir(exist_ok=True)
         path = self.folder / f"{step:08d}.png"
         if jax.process_index() == 0:
+            self.folder.mkdir(exist_ok=True)
             pictures.save_png(path, pictures.grid(images, self.columns), scale=pictures.scale_for_people(images))
         return str(path)
 
@@ -191,7 +214,8 @@ class Preview:
 def _introduce(run: Run, state: State, compiled_seconds: float, compiled: jax.stages.Compiled) -> None:
     exp = run.experiment
     table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
-    workdirs.write_atomically(run.workdir / "parameters.txt", table.encode())
+    if jax.process_index() == 0:
+        workdirs.write_atomically(run.workdir / "parameters.txt", table.encode())
     count = sum(x.size for x in jax.tree.leaves(state.params))
     flops = (compiled.cost_analysis() or {}).get("flops", 0)
     log.say(f"data: {run.source.spec}, {len(run.source)} images {'×'.join(map(str, run.source.image_shape))}")
@@ -219,15 +243,17 @@ def train(run: Run, final_grid: bool = True) -> int:
         run.workdir / "checkpoints", keep_last=settings.keep_last, keep_every=settings.keep_every
     )
     state = _restore(run, checkpoints)
-    workdirs.save_config(exp.config, run.workdir)
-    workdirs.save_data(run.source, run.workdir)
+    if jax.process_index() == 0:
+        workdirs.save_config(exp.config, run.workdir)
+        workdirs.save_data(run.source, run.workdir)
     step, preview = int(state.step), Preview(exp, run.workdir)
     metrics = log.Log(run.workdir, step)
     try:
         if step < settings.steps:
             state, step = _loop(run, state, checkpoints, metrics, preview)
-        _save(checkpoints, step, state, wait=True)
-        if preemption.requested():
+        _try(checkpoints.wait, step, metrics)
+        _save(checkpoints, step, state, wait=True)  # this one must not fail
+        if step < settings.steps or pod.any_requested():
             known = checkpoints.steps()
             saved = f"step {known[0]} of {settings.steps} is saved" if known else "nothing was saved"
             log.say(f"{preemption.requested()}: {saved}; the same command goes on from there")
@@ -244,20 +270,22 @@ def _loop(run: Run, state: State, checkpoints: checkpoint.Checkpoints, metrics: 
     exp, settings = run.experiment, run.experiment.config.train
     started = time.perf_counter()
     compiled = compile_step(exp)
+    pod.gather("compiled", "")  # the first step waits for all, but not for as long as a compiler may take
     _introduce(run, state, time.perf_counter() - started, compiled)
-    rate, start = learning_rate(exp.config), int(state.step)
-    put_totals = lambda: jax.device_put(zero_totals(), mesh.replicated(exp.mesh))  # noqa: E731
+    rate, start, stop = learning_rate(exp.config), int(state.step), pod.Stop(_AHEAD)
+    put_totals = jax.jit(zero_totals, out_shardings=mesh.replicated(exp.mesh))
     totals, pending, since, reported = put_totals(), collections.deque(), time.perf_counter(), start
     bar = log.progress(settings.steps, initial=start, unit="step", doing="training")
-    step = start
-    for images, labels in _device_batches(run, start):
-        state, totals, value = compiled(state, totals, images, labels)
-        step += 1
-        pending.append(value)
-        if len(pending) > _AHEAD:
-            pending.popleft().block_until_ready()
+    step, batches = start, _device_batches(run, start)
+    while True:
+        with jax.transfer_guard("disallow"):  # nothing crosses between host and device unasked: it would wait
+            state, totals, value = compiled(state, totals, *next(batches))
+            step += 1
+            pending.append(value)
+            if len(pending) > _AHEAD:
+                pending.popleft().block_until_ready()
         bar.update()
-        last = step == settings.steps or bool(preemption.requested())
+        last = step == settings.steps or stop.reached(step)
         if step % settings.log_every == 0 or last:
             row = scalars(totals)
             now = time.perf_counter()
@@ -273,7 +301,8 @@ def _loop(run: Run, state: State, checkpoints: checkpoint.Checkpoints, metrics: 
             break
         paused = time.perf_counter()
         if step % settings.checkpoint_every == 0:
-            _save(checkpoints, step, state)
+            _try(checkpoints.wait, step, metrics)
+            _try(functools.partial(_save, checkpoints, step, state), step, metrics)
         if settings.sample_every and step % settings.sample_every == 0:
             log.say(f"samples: {preview(step, state.ema)}")
         since += time.perf_counter() - paused

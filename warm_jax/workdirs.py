@@ -57,6 +57,11 @@ def save_config(config: ConfigDict, workdir: pathlib.Path) -> None:
     write_atomically(workdir / "config.json", json.dumps(config.to_dict(), indent=2, default=list).encode() + b"\n")
 
 
+def flat(config: ConfigDict) -> dict[str, object]:
+    """The values of a config by dotted key, as JSON has them."""
+    return _flatten(json.loads(json.dumps(config.to_dict(), default=list)))
+
+
 def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
     flat = {}
     for name, value in tree.items():
@@ -113,7 +118,7 @@ def check_same(config: ConfigDict, workdir: pathlib.Path, keys: tuple[str, ...])
         saved = _flatten(json.loads(path.read_text()))
     except (json.JSONDecodeError, AttributeError) as error:
         raise ValueError(f"{path} is not a config ({error}); restore it, or move the workdir away") from error
-    here = _flatten(json.loads(json.dumps(config.to_dict(), default=list)))
+    here = flat(config)
     missing = "(not there)"
     differ = [
         f"{key} was {saved.get(key, missing)!r} and is now {here.get(key, missing)!r}"

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, PyTree
 from ml_collections import ConfigDict
 
-from warm_jax import experiment, generate, log, mesh, workdirs
+from warm_jax import experiment, generate, log, workdirs
 
 # With another value, the same numbers are another predictor. All else shows in names and shapes.
 _SAME = ("model.architecture", "model.patch_size", "model.preconditioning", "model.sigma_data")
@@ -109,4 +109,5 @@ def weights(exp: experiment.Experiment, source: generate.Run, workdir: pathlib.P
     log.say(f"beginning from the weights of step {step} in {source.workdir}")
     if "licence" in note:
         log.say(f"licence: {note['licence']}")
-    return jax.device_put(widen(own, given, exp.config.model.patch_size), mesh.replicated(exp.mesh))
+    widened = widen(own, given, exp.config.model.patch_size)
+    return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), widened, own)

@@ -129,7 +129,8 @@ def to_device(local: Iterable[Batch], sharding: jax.sharding.Sharding, prefetch:
     """
     waiting = collections.deque()
     for batch in local:
-        waiting.append(Batch(*(jax.make_array_from_process_local_data(sharding, part) for part in batch)))
+        with jax.transfer_guard_host_to_device("allow"):  # the one transfer that a training loop is for
+            waiting.append(Batch(*(jax.make_array_from_process_local_data(sharding, part) for part in batch)))
         if len(waiting) > prefetch:
             yield waiting.popleft()
     yield from waiting

@@ -1,0 +1,15 @@
+"""`warm_jax.main` with the stand-in network of tiny.py, which compiles in a second; for many processes at once."""
+
+import jaxtyping
+
+jaxtyping.install_import_hook("warm_jax", "beartype.beartype")  # as in conftest.py
+
+import tiny  # noqa: E402
+from absl import app  # noqa: E402
+
+from warm_jax import experiment, main  # noqa: E402
+
+experiment._network = lambda config, shape, around, two: tiny.Linear(heads=around.heads)
+
+if __name__ == "__main__":
+    app.run(main.main, flags_parser=main.parse)
