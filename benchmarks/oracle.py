@@ -89,7 +89,7 @@ def run_manifold(args: argparse.Namespace) -> None:
         images,
         BNRS,
         args.steps or (9, 18, 40),
-        params_of=lambda bnr: images,
+        params_of=lambda bnr, seed: images,
         seeds=range(args.seeds),
         count=args.states,
         traced=True,

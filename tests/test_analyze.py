@@ -1,5 +1,8 @@
 """From a config to the figures: what is asked for, who joins in, and what is written."""
 
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +10,10 @@ import pytest
 import scipy.fft
 import tiny
 
-from warm_jax import analyze, checkpoint, experiment, figures, preemption, workdirs
+from warm_jax import analyze, checkpoint, evaluate, experiment, of_models, preemption, reference, workdirs
 from warm_jax.analysis import sweep
 from warm_jax.data import sources
+from warm_jax.metrics import moments
 
 
 @pytest.fixture(autouse=True)
@@ -67,24 +71,56 @@ def test_all_figures_of_a_model(tmp_path):
 
 
 def test_a_sweep_of_models_goes_on(tmp_path, monkeypatch):
-    """Its finished cells are lines of a file; a signal between two of them ends it with 75."""
+    """Its finished cells are lines of a file; a signal between two of them ends it; other weights begin anew."""
     config = trained(tmp_path, eval__metrics=("lsd",))
-    run = analyze.prepare(config, tmp_path, "sweep", -1)
-    measured = []
+    subject = analyze.prepare(config, tmp_path, "sweep", -1).subject
+    measured, kept = [], tmp_path / "sweep.jsonl"
 
-    def score(run, cell):
+    def score(cell):
         measured.append(cell)
         return 7, {"lsd": cell.bnr + cell.steps + cell.seed}
 
-    monkeypatch.setattr(figures, "_score_cell", score)
+    against = reference.Reference("r", moments.Moments(np.zeros(1), np.eye(1), 9), moments.Provenance(), *(None,) * 3)
+    monkeypatch.setattr(evaluate, "find_reference", lambda run: against)
+    monkeypatch.setattr(of_models, "_measure", lambda *given: score)
     monkeypatch.setattr(preemption, "requested", lambda: "SIGTERM" if len(measured) == 3 else "")
-    assert analyze.analyze(run) == preemption.EXIT_AGAIN
+    with pytest.raises(InterruptedError, match="SIGTERM"):
+        of_models.score(subject.models, subject.scoring, kept)
     assert len(measured) == 3
     monkeypatch.setattr(preemption, "requested", lambda: "")
-    assert analyze.analyze(run) == 0
-    assert measured == sweep.cells((0.5,), (3, 4), (0, 1))  # each once
-    with np.load(tmp_path / "figures" / "sweep_models.npz") as found:
-        np.testing.assert_allclose(found["mean"], [[4.0, 5.0]])  # 0.5 + steps + mean of the seeds 0 and 1
+    table = of_models.score(subject.models, subject.scoring, kept)
+    assert sorted(measured) == sorted(sweep.cells((0.5,), (3, 4), (0, 1)))  # each once
+    np.testing.assert_allclose(table.mean, [[4.0, 5.0]])  # 0.5 + steps + mean of the seeds 0 and 1
+    other = {
+        bnr: dataclasses.replace(m, weights=jax.tree.map(lambda p: p + 1, m.weights))
+        for bnr, m in subject.models.items()
+    }
+    of_models.score(other, subject.scoring, kept)
+    assert len(measured) == 8
+
+
+def test_the_scores_of_a_sweep_are_those_of_evaluate(tmp_path):
+    """The same images, by another way: drawn by `--mode=sample`'s code, judged by `--mode=evaluate`'s."""
+    config = trained(tmp_path, eval__metrics=("lsd",))
+    subject = analyze.prepare(config, tmp_path, "sweep", -1).subject
+    against = evaluate.find_reference(subject.scoring.judging)
+    nfe, scores = of_models._measure(subject.scoring, against, subject.models)(sweep.Cell(0.5, 4, 1))
+    config.eval.first, config.eval.count, config.sample.steps = 20, 20, 4  # smoke's analysis.samples is 20
+    assert evaluate.evaluate(evaluate.prepare(config, tmp_path, "", -1, "once", watch=False)) == 0
+    row = json.loads((tmp_path / "results.jsonl").read_text().splitlines()[-1])
+    assert nfe == row["nfe"] == 7
+    np.testing.assert_allclose(scores["lsd_db_pixels_20"], row["lsd_db_pixels_20"], rtol=1e-6)
+
+
+def test_classes_are_drawn_as_the_images_have_them(tmp_path):
+    """Independently, so that pairs of states have the same class as often as pairs of images; -1 is told as none."""
+    config = trained(tmp_path)
+    model = analyze.prepare(config, tmp_path, "manifold", -1).subject.models[0.5]
+    told = np.asarray(of_models.drawn_classes(model, np.array([7, 7, 3, -1]), 500, 0))
+    assert told.shape == (500, 10) and set(np.flatnonzero(told.sum(0))) == {3, 7}
+    # Half, a quarter, a quarter: four standard deviations of a binomial are at most 45 of 500.
+    assert abs(told[:, 7].sum() - 250) < 45 and abs((told.sum(1) == 0).sum() - 125) < 45
+    assert not np.array_equal(told, np.asarray(of_models.drawn_classes(model, np.array([7, 7, 3, -1]), 500, 1)))
 
 
 def test_who_joins_in(tmp_path):
@@ -105,8 +141,8 @@ def test_who_joins_in(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"analysis__bnrs": ()}, "analysis.bnrs is \\(\\); name blur-to-noise ratios from 0 to 10,000, each once"),
-        ({"analysis__bnrs": (1.0, 1.0)}, "each once"),
+        ({"analysis__bnrs": ()}, "analysis.bnrs is \\(\\); name blur-to-noise ratios from 0 to 10,000, rising"),
+        ({"analysis__bnrs": (1.0, 0.5)}, "rising"),
         ({"analysis__bnrs": (-1.0,)}, "analysis.bnrs is \\(-1.0,\\)"),
         ({"analysis__steps": (1,)}, "analysis.steps is \\(1,\\); name numbers of steps from 2"),
         ({"analysis__sweep_steps": (4, 4)}, "analysis.sweep_steps"),
@@ -122,6 +158,23 @@ def test_refused_settings(tmp_path, changes, named):
         analyze.prepare(tiny.config(**changes), tmp_path, "spectra", -1)
 
 
+def test_what_does_not_join_in(tmp_path, capsys):
+    """A checkpoint without a constant BNR is left out, with a line; one on a schedule of the budget can be named."""
+    config = trained(tmp_path / "budget", process__schedule="information_budget")
+    assert analyze.prepare(config, tmp_path / "budget", "learning", -1).subject.models == {}
+    assert "does not join in" in capsys.readouterr().out
+    amortised = trained(tmp_path / "any", "amortised", sample__schedule="information_budget")
+    assert set(analyze.prepare(amortised, tmp_path / "any", "learning", -1).subject.models) == {0.0, 0.5}
+    assert analyze.prepare(amortised, tmp_path / "any", "spectra", -1).subject.models == {}
+    amortised.analysis.models = (str(tmp_path / "any"),)
+    with pytest.raises(ValueError, match="--checkpoint=3 is of the workdir's own run"):
+        analyze.prepare(amortised, tmp_path / "new", "learning", 3)
+    hot = trained(tmp_path / "hot", "hot", eval__metrics=("is", "pr"), eval__extractor="fashion_cnn")
+    with pytest.raises(ValueError, match="a sweep needs one of fd, fd_infinity, kid"):
+        analyze.prepare(hot, tmp_path / "hot", "sweep", -1)
+    assert analyze.prepare(hot, tmp_path / "hot", "all", -1).subject.scoring is None
+
+
 def test_refused_models(tmp_path):
     trained(tmp_path / "hot", "hot")
     trained(tmp_path / "also", "hot")
@@ -129,7 +182,7 @@ def test_refused_models(tmp_path):
     config = tiny.config()
     for models, named in (
         (("hot", "also"), "both of BNR 0; name one of them"),
-        (("cold",), "is of ddpm, which has no constant BNR"),
+        (("cold",), "cold has no constant BNR"),
         (("nowhere",), "no workdir of a run"),
     ):
         config.analysis.models = tuple(str(tmp_path / name) for name in models)
@@ -137,7 +190,7 @@ def test_refused_models(tmp_path):
             analyze.prepare(config, tmp_path / "new", "learning", -1)
     with pytest.raises(ValueError, match="--analysis=spectrum: choose one of spectra, corruption"):
         analyze.prepare(config, tmp_path, "spectrum", -1)
-    with pytest.raises(FileNotFoundError, match="nothing to report"):
+    with pytest.raises(FileNotFoundError, match="none"):
         analyze.prepare(config, tmp_path / "none", "report", -1)
     config.analysis.models = ()
     with pytest.raises(FileNotFoundError, match="no checkpoint of step 5"):

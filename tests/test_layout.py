@@ -26,6 +26,7 @@ PROGRAMS = (
     "analyze",
     "trained",
     "figures",
+    "of_models",
     "convert",
 )
 

@@ -117,7 +117,7 @@ def test_a_predictor_of_the_wrong_image_departs_by_what_it_must(tmp_path, solver
     """It leads to N(B x1 - β/80 B x1, β²), while p_t is N(B x0, β²): |d|² / 2β² nats at each level, both BNRs."""
     seeds, count = [0, 1, 2], 32
     result = manifold.manifold(
-        manifold.empirical, ONE, ratios, steps, params_of=lambda bnr: OTHER, seeds=seeds, count=count,
+        manifold.empirical, ONE, ratios, steps, params_of=lambda bnr, seed: OTHER, seeds=seeds, count=count,
         solver=solver, traced=traced,
     )  # fmt: skip
     assert result.nfe.tolist() == [2 * number - 1 if solver == "heun" else number for number in steps]
@@ -150,7 +150,7 @@ def test_a_predictor_of_the_wrong_image_departs_by_what_it_must(tmp_path, solver
 
 def test_without_a_density_only_distances_are_measured():
     result = manifold.manifold(
-        manifold.empirical, ONE, [0.5], [8], params_of=lambda bnr: ONE, seeds=[0, 1], count=4, solver="euler",
+        manifold.empirical, ONE, [0.5], [8], params_of=lambda bnr, seed: ONE, seeds=[0, 1], count=4, solver="euler",
         density=False,
     )  # fmt: skip
     assert np.isnan(result.mean[:2]).all() and np.isfinite(result.mean[2:]).all()

@@ -67,6 +67,14 @@ def test_samples_are_those_of_the_command(linear, tmp_path, rng):
     )
 
 
+def test_the_class_that_the_config_names(linear, tmp_path, rng):
+    save(tmp_path, tiny.config(sample__class_label=3), rng)
+    model = warm_jax.load(tmp_path)
+    by_label = warm_jax.sample(model, [5, 6], labels=np.int64(3))
+    np.testing.assert_array_equal(warm_jax.sample(model, [5, 6]), by_label)
+    assert not np.array_equal(warm_jax.sample(model, [5, 6], labels=4), by_label)
+
+
 def test_other_settings(linear, tmp_path, rng):
     save(tmp_path, tiny.config("amortised"), rng)
     workdirs.save_measured({"power": np.ones((28, 28))}, tmp_path)
@@ -86,6 +94,7 @@ def test_other_settings(linear, tmp_path, rng):
         ({"bnr": 2.0}, "sample.bnr is 2.0.*trained at BNR 0.5"),
         ({"solver": "rk4"}, "'rk4'; choose one of heun"),
         ({"steps": 0}, "sample.steps is 0; it must be from 1"),
+        ({"steps": "18"}, "wrong type"),
         ({"guide": "elsewhere", "guidance": 2.0}, "guided by another.*--mode=sample"),
     ],
 )
@@ -102,6 +111,8 @@ def test_refused_requests(linear, tmp_path, rng):
         ([], None, "at least one number"),
         ([-1], None, "0 to 2\\^32"),
         ([0], 10, "labels are 10; this model knows 10 classes"),
+        ([0, 1], [1, 2, 3], "3 labels for 2 seeds"),
+        ([0.5], None, "whole number"),
     ):
         with pytest.raises(ValueError, match=named):
             warm_jax.sample(model, seeds, labels=labels)

@@ -6,13 +6,16 @@ workdir's own, join in where a figure is also of models. `figures.py` makes each
 
 import dataclasses
 import importlib.util
+import io
+import json
 import pathlib
 import time
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from warm_jax import evaluate, experiment, figures, generate, log, preemption, reference, trained, workdirs
+from warm_jax import experiment, figures, generate, log, of_models, preemption, reference, trained, workdirs
 from warm_jax.analysis import report
 
 NAMES = (*figures.NAMES, "report", "all")
@@ -45,43 +48,59 @@ def check(settings: ConfigDict) -> None:
         if not least <= settings[key] <= most:
             raise ValueError(f"analysis.{key} is {settings[key]}; it must be from {least:g} to {most:g}")
     bnrs = tuple(settings.bnrs)
-    if not bnrs or len(set(bnrs)) < len(bnrs) or not all(0 <= bnr <= 10_000 for bnr in bnrs):
-        raise ValueError(f"analysis.bnrs is {bnrs}; name blur-to-noise ratios from 0 to 10,000, each once")
+    numbers = all(isinstance(bnr, int | float) and 0 <= bnr <= 10_000 for bnr in bnrs)
+    if not bnrs or not numbers or list(bnrs) != sorted(set(bnrs)):
+        raise ValueError(f"analysis.bnrs is {bnrs}; name blur-to-noise ratios from 0 to 10,000, rising")
     for key in ("steps", "sweep_steps"):
         counts = tuple(settings[key])
-        if not counts or not all(type(n) is int and 2 <= n <= 10_000 for n in counts) or len(set(counts)) < len(counts):
-            raise ValueError(f"analysis.{key} is {counts}; name numbers of steps from 2 to 10,000, each once")
+        numbers = all(type(n) is int and 2 <= n <= 10_000 for n in counts)
+        if not counts or not numbers or list(counts) != sorted(set(counts)):
+            raise ValueError(f"analysis.{key} is {counts}; name numbers of steps from 2 to 10,000, rising")
 
 
-def _models(config: ConfigDict, workdir: pathlib.Path, step: int) -> dict[float, trained.Model]:
+def _models(config: ConfigDict, workdir: pathlib.Path, step: int) -> of_models.Models:
     """The models that join in, by the BNR at which they are sampled. ValueError or OSError for what cannot."""
     named = [pathlib.Path(folder) for folder in config.analysis.models]
+    if named and step != -1:
+        raise ValueError(f"--checkpoint={step} is of the workdir's own run, but analysis.models names others; give one")
     if not named and step == -1 and not generate.checkpoint_steps(workdir):
         return {}
     if not named:
         generate.require_checkpoint(workdir, step)
         workdirs.check_same(config, workdir, workdirs.MODEL_KEYS)
-    found: dict[float, trained.Model] = {}
+    found: of_models.Models = {}
     for folder in named or [workdir]:
-        model = trained.load(folder, -1 if named else step)
-        own = model.experiment.config
-        if experiment.image_side(own) != experiment.image_side(config) or own.data.channels != config.data.channels:
-            raise ValueError(
-                f"analysis.models: {folder} makes images of {model.process.image_shape}, this config has "
-                f"{(*experiment.image_side(config), config.data.channels)}; analyse it with its own config"
+        joining = _joining(config, folder, -1 if named else step)
+        if not joining:
+            reason = (
+                f"{folder} has no constant BNR, or none of analysis.bnrs {tuple(config.analysis.bnrs)}: hot, warm and "
+                "amortised models can join in"
             )
-        for bnr in _ratios(own, config.analysis.bnrs):
+            if named:
+                raise ValueError(f"analysis.models: {reason}")
+            log.say(f"the checkpoint does not join in: {reason}")
+        for bnr, model in joining.items():
             if bnr in found:
                 raise ValueError(
                     f"analysis.models: {found[bnr].workdir} and {folder} are both of BNR {bnr:g}; name one of them"
                 )
-            found[bnr] = model.sampled_with(bnr=bnr) if own.process.system == "amortised" else model
-        if folder in named and not any(model.workdir == folder for model in found.values()):
-            raise ValueError(
-                f"analysis.models: {folder} is of {own.process.system}, which has no constant BNR among analysis.bnrs "
-                f"{tuple(config.analysis.bnrs)}; name hot, warm or amortised models"
-            )
+            found[bnr] = model
     return dict(sorted(found.items()))
+
+
+def _joining(config: ConfigDict, folder: pathlib.Path, step: int) -> of_models.Models:
+    """The model of a workdir at each BNR that it has; ValueError where its images are of another shape."""
+    model = trained.load(folder, step, class_label=None)
+    own = model.experiment.config
+    shape = (*experiment.image_side(config), config.data.channels)
+    if model.process.image_shape != shape:
+        raise ValueError(
+            f"analysis.models: {folder} makes images of {model.process.image_shape}, this config has {shape}; analyse "
+            "it with its own config"
+        )
+    if own.process.system != "amortised":
+        return {float(bnr): model for bnr in _ratios(own, config.analysis.bnrs)}
+    return {bnr: model.sampled_with(bnr=bnr, schedule=None) for bnr in _ratios(own, config.analysis.bnrs)}
 
 
 def _ratios(config: ConfigDict, wanted: tuple[float, ...]) -> list[float]:
@@ -89,10 +108,29 @@ def _ratios(config: ConfigDict, wanted: tuple[float, ...]) -> list[float]:
     settings = config.process
     if settings.system == "amortised":
         low, high = settings.bnr_min, settings.bnr_max
-        return [bnr for bnr in wanted if low <= bnr <= high or (bnr == 0 and settings.bnr_zero > 0)]
+        return [float(bnr) for bnr in wanted if low <= bnr <= high or (bnr == 0 and settings.bnr_zero > 0)]
     if settings.system == "hot":
         return [0.0]
     return [settings.bnr] if settings.system == "warm" and settings.schedule == "constant" else []
+
+
+def _scoring(run: figures.Run, optional: bool) -> of_models.Scoring | None:
+    """How the sweep scores models. Where that is `optional` and cannot be, it is left out with a line that says why."""
+    try:
+        allowed = run.config.eval.allow_other_data or run.config.eval.reference
+        for model in () if allowed else run.models.values():
+            seen = workdirs.seen_data(model.workdir)
+            if seen not in (None, run.source.fingerprint):
+                raise ValueError(
+                    f"{model.workdir} was trained on other images than {run.source.spec}; name its own with "
+                    "data.source, or set eval.allow_other_data"
+                )
+        return of_models.prepare_scoring(run.config, run.workdir, run.source)
+    except (ValueError, OSError) as error:
+        if not optional:
+            raise
+        log.say(f"the sweep leaves the models out: {error}")
+        return None
 
 
 def prepare(config: ConfigDict, workdir: pathlib.Path, name: str, step: int) -> Run:
@@ -101,8 +139,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, name: str, step: int) -> 
         raise ValueError(f"--analysis={name}: choose one of {', '.join(NAMES)}")
     names = (*figures.NAMES, "report") if name == "all" else (name,)
     if names == ("report",):
-        if not workdir.is_dir():
-            raise FileNotFoundError(f"{workdir} is not there, so there is nothing to report; name a --workdir")
+        report.gather(workdir)  # or it says what is missing
         return Run(workdir, names, None)
     experiment.build(config)
     check(config.analysis)
@@ -111,36 +148,48 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, name: str, step: int) -> 
     source = reference.open_images(config, config.data.source, "name another with data.source")
     if config.analysis.image >= len(source):
         raise ValueError(f"analysis.image is {config.analysis.image}; {source.spec} has images 0 to {len(source) - 1}")
-    models = _models(config, workdir, step)
-    if "sweep" in names and models:
-        last = config.copy_and_resolve_references()
-        last.eval = figures.evaluation(config, config.analysis.repeats - 1)
-        evaluate.check(last, reference.load_extractor(config))
+    if len(source) < 2:
+        raise ValueError(f"{source.spec} has one image; the figures need at least 2")
+    models = _models(config, workdir, step) if set(names) & {"learning", "manifold", "sweep"} else {}
     workdirs.check_writable(workdir / "figures")
-    return Run(workdir, names, figures.Run(config, workdir, source, models))
+    subject = figures.Run(config, workdir, source, models)
+    if models and "sweep" in names:
+        subject = dataclasses.replace(subject, scoring=_scoring(subject, optional=name == "all"))
+    return Run(workdir, names, subject)
+
+
+def _write(run: Run, file: str, arrays: dict[str, np.ndarray], figure: Any) -> pathlib.Path:
+    """`figures/FILE.npz`, with a note of what it was made of, and `figures/FILE.png`; each whole or not at all."""
+    subject, folder = run.subject, run.workdir / "figures"
+    models = {f"{bnr:g}": [str(model.workdir), model.step] for bnr, model in subject.models.items()}
+    made_of = {"source": subject.source.spec, "fingerprint": subject.source.fingerprint, "models": models}
+    made_of |= {"analysis": subject.config.analysis.to_dict()}
+    content, picture = io.BytesIO(), io.BytesIO()
+    np.savez(content, **arrays, made_of=np.array(json.dumps(made_of, default=list)))
+    figure.savefig(picture, format="png")
+    workdirs.write_atomically(folder / f"{file}.npz", content.getvalue())
+    workdirs.write_atomically(folder / f"{file}.png", picture.getvalue())
+    return folder / f"{file}.png"
 
 
 @preemption.noted()
 def analyze(run: Run) -> int:
     """Makes what was asked for, one after the other. Returns the exit status."""
-    folder = run.workdir / "figures"
     if run.subject and run.subject.models:
         models = run.subject.models.items()
         log.say("models: " + ", ".join(f"BNR {bnr:g} of {model.workdir} at step {model.step}" for bnr, model in models))
     for name in run.names:
-        if name == "report":
-            log.say(f"report: {report.write(run.workdir)}")
-            continue
         started = time.perf_counter()
         try:
+            if preemption.requested():
+                raise InterruptedError(preemption.requested())
+            if name == "report":
+                log.say(f"report: {report.write(run.workdir)}")
+                continue
             for file, arrays, figure, sentence in figures.make(run.subject, name):
-                np.savez(folder / f"{file}.npz", **arrays)
-                figure.savefig(folder / f"{file}.png")
-                seconds = time.perf_counter() - started
-                log.say(f"{file}: {sentence}\n    {folder / file}.png, .npz; {seconds:.0f} s")
+                path = _write(run, file, arrays, figure)
+                log.say(f"{file}: {sentence}\n    {path} and .npz, {time.perf_counter() - started:.0f} s")
         except InterruptedError as error:
-            log.say(str(error))
-        if preemption.requested():
-            log.say(f"{preemption.requested()}: the same command goes on from there")
+            log.say(f"{error}: {name} is not finished; figures before it are, and a sweep goes on where it was")
             return preemption.EXIT_AGAIN
     return 0

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from warm_jax import experiment, family, generate, log, pod, preemption, reference, workdirs
@@ -46,7 +47,7 @@ def _is_file(spec: str) -> bool:
     return spec.endswith(".npz") and not spec.startswith(("npz:", "folder:", "zip:"))
 
 
-def _reference(run: Run) -> reference.Reference:
+def find_reference(run: Run) -> reference.Reference:
     """The reference that the config names, measured once in a workdir."""
     settings = run.config.eval
     expected = run.extractor.provenance((*experiment.image_side(run.config), run.config.data.channels))
@@ -255,6 +256,22 @@ def _scores(run: Run, against: reference.Reference, judged: Judged) -> tuple[dic
     return result, said
 
 
+def score_images(
+    run: Run, against: reference.Reference, chunks: Iterator[UInt8[np.ndarray, "_ h w c"]]
+) -> dict[str, float]:
+    """The scores, by name, of images that come in `chunks`; nothing of them is kept or written."""
+    pixels: list[np.ndarray] = []
+
+    def watched() -> Iterator[np.ndarray]:
+        for chunk in chunks:
+            pixels.append(chunk[: max(0, reference.PIXEL_IMAGES - sum(map(len, pixels)))])
+            yield chunk
+
+    features = extract.collect(reference.features_of(run.extractor, watched(), run.config.eval.batch_size))
+    statistics = moments.Statistics.empty(run.extractor.dim).update(features.pool)
+    return _scores(run, against, Judged(statistics, features.pool, features.logits, np.concatenate(pixels)))[0]
+
+
 def _line(row: dict[str, object], names: list[str]) -> str:
     values = "  ".join(f"{name} {row[name]:.4g}" for name in names if not name.endswith("_std"))
     how = "  ".join(f"{k} {row[k]}" for k in _SHOWN if row.get(k) is not None)
@@ -396,7 +413,7 @@ def evaluate(run: Run) -> int:
     """Scores a checkpoint, or a source, or with `watch` each checkpoint as it comes. Returns the exit status."""
     measured: list[reference.Reference] = []
     try:
-        pod.first_then_all("reference", lambda: measured.append(_reference(run)))
+        pod.first_then_all("reference", lambda: measured.append(find_reference(run)))
     except InterruptedError as error:
         log.say(str(error))
         return preemption.EXIT_AGAIN

@@ -5,10 +5,9 @@ config becomes their arguments.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
-from warm_jax import evaluate, log, pictures, preemption, reference, trained
+from warm_jax import of_models, pictures, reference
 from warm_jax.analysis import corruption, learning, manifold, spectra, sweep
 from warm_jax.data import sources
 
@@ -25,6 +24,8 @@ NAMES = ("spectra", "corruption", "learning", "manifold", "sweep")
 _SHOWN_LEVELS = (0.1, 0.3, 1.0, 3.0)  # noise levels of the spectra
 _PICTURE_LEVELS = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # of the corruption of one image
 _LEARNED_LEVELS = tuple(np.geomspace(0.02, 20, 10).round(4).tolist())
+_EXPLAINED_IMAGES = 256  # by a model, each at every level
+_ORACLE_SAMPLES = 128  # of the empirical oracle, for one score of the sweep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Run:
     config: ConfigDict
     workdir: pathlib.Path
     source: sources.Source
-    models: dict[float, trained.Model]  # by the BNR at which they are sampled
+    models: of_models.Models
+    scoring: of_models.Scoring | None = None  # None: models are not scored
 
 
 def _images(run: Run, most: int) -> tuple[Float[np.ndarray, "n h w c"], np.ndarray]:
@@ -74,34 +76,21 @@ def _corruption(run: Run) -> tuple[Any, str]:
     return made, f"image {settings.image} of {run.source.spec} at {len(bnrs)} ratios and {len(_PICTURE_LEVELS)} levels"
 
 
-def _partial(model: trained.Model) -> jax.tree_util.Partial:
-    """`Model.predict` with weights as arguments of what it is compiled into; classes come one-hot."""
-
-    def predict(weights, x, t, one_hot=None):
-        return model.experiment.to_sample.predict(weights, x, t, one_hot)
-
-    return jax.tree_util.Partial(predict, model.weights)
-
-
 def _learning(run: Run) -> tuple[Any, str]:
     """The linear part of every BNR; of each model what it explains, under its BNR: `explained_0.5_deblurring`, …"""
-    settings = run.config.analysis
-    made = learning.learning(_measured(run).power, tuple(settings.bnrs), _LEARNED_LEVELS)
-    images, labels = _images(run, min(settings.images, 256))
-    found = {}
-    for bnr, model in run.models.items():
-        log.say(f"what the model of BNR {bnr:g} explains of {len(images)} images at {len(_LEARNED_LEVELS)} levels")
-        one_hot = np.eye(model.num_classes, dtype=np.float32)[labels] if model.num_classes else None
-        key = jax.random.key(run.config.seed)
-        found[bnr] = learning.explained(key, _partial(model), model.process, images, _LEARNED_LEVELS, labels=one_hot)
+    settings, bnrs = run.config.analysis, tuple(sorted({*run.config.analysis.bnrs, *run.models}))
+    made, found = learning.learning(_measured(run).power, bnrs, _LEARNED_LEVELS), {}
+    if run.models:
+        images, labels = _images(run, min(settings.images, _EXPLAINED_IMAGES))
+        found = of_models.explained(run.models, images, labels, _LEARNED_LEVELS, run.config.seed)
     at = int(np.argmin(np.abs(np.log(made.betas))))
-    parts = ", ".join(
-        f"{share:.0%} at BNR {bnr:g}" for bnr, share in zip(made.bnrs, made.deblurring[:, at], strict=True)
-    )
-    return (made, found), f"the deblurring head's part of what is to be found, noise {made.betas[at]:.2g}: {parts}"
+    parts = [f"{share:.0%} at BNR {bnr:g}" for bnr, share in zip(made.bnrs, made.deblurring[:, at], strict=True)]
+    parts += [f"{one.deblurring[at]:.0%} of the model of BNR {bnr:g}" for bnr, one in found.items()]
+    what = f"the deblurring head's part of what is to be found, noise {made.betas[at]:.2g}"
+    return (made, found), f"{what}: {', '.join(parts)}"
 
 
-def _oracle(run: Run, say: Callable[[str], None]) -> manifold.Manifold:
+def _oracle(run: Run) -> manifold.Manifold:
     settings = run.config.analysis
     images = jnp.asarray(_images(run, settings.oracle_images)[0])
     return manifold.manifold(
@@ -109,83 +98,25 @@ def _oracle(run: Run, say: Callable[[str], None]) -> manifold.Manifold:
         images,
         tuple(settings.bnrs),
         tuple(settings.steps),
-        params_of=lambda bnr: images,
+        params_of=lambda bnr, seed: images,
         seeds=tuple(range(settings.repeats)),
         count=settings.count,
         traced=True,
-        say=say,
+        say=of_models.say,
     )
 
 
-def _of_models(run: Run) -> manifold.Manifold:
-    """Reverse states of the models against forward states of real images, by the measures that need no density."""
+def _sweeps(run: Run) -> Iterator[tuple[str, sweep.Sweep]]:
+    """Of Gaussian data, of a data set's exact predictor, and of the models."""
     settings = run.config.analysis
-    images, _ = _images(run, max(settings.oracle_images, settings.count))
-
-    def predict_of(params, bnr: float):
-        model = run.models[bnr]
-        weights, one_hot = params
-        return model.process, lambda x, t: model.experiment.to_sample.predict(weights, x, t, one_hot)
-
-    def params_of(bnr: float):
-        model = run.models[bnr]
-        classes = np.arange(settings.count) % max(model.num_classes, 1)
-        return model.weights, np.eye(model.num_classes, dtype=np.float32)[classes] if model.num_classes else None
-
-    return manifold.manifold(
-        predict_of,
-        images,
-        tuple(run.models),
-        tuple(settings.steps),
-        params_of=params_of,
-        seeds=tuple(range(settings.repeats)),
-        count=settings.count,
-        density=False,
-        say=log.say,
-    )
-
-
-def evaluation(config: ConfigDict, seed: int) -> ConfigDict:
-    """The `eval` section of one cell."""
-    settings, samples = config.eval.copy_and_resolve_references(), config.analysis.samples
-    settings.first, settings.count = settings.first + seed * samples, samples
-    settings.metrics = settings.metrics[:1]
-    settings.reference = settings.reference or config.data.source
-    return settings
-
-
-def _score_cell(run: Run, cell: sweep.Cell) -> tuple[int, dict[str, float]]:
-    """A model's scores as `--mode=evaluate` gives them; of seed k the k-th `analysis.samples` images of all."""
-    model = run.models[cell.bnr].sampled_with(steps=cell.steps, solver="heun")
-    config = model.experiment.config
-    config.eval = evaluation(run.config, cell.seed)
-    judging = evaluate.prepare(config, model.workdir, "", model.step, "once", watch=False)
-    if evaluate.evaluate(judging):
-        raise InterruptedError(f"{preemption.requested()}: the cells that are done are kept")
-    row = json.loads((model.workdir / "results.jsonl").read_text().splitlines()[-1])
-    return row["nfe"], {name: row[name] for name in row["scores"]}
-
-
-def _sweep_models(run: Run) -> sweep.Sweep:
-    """The first of `eval.metrics` for every model and number of steps; each finished cell stays in `sweep.jsonl`."""
-    settings, config = run.config.analysis, run.config.to_dict()
-    made = {f"{bnr:g}": (str(model.workdir), model.step) for bnr, model in run.models.items()}
-    wanted = sweep.cells(tuple(run.models), tuple(settings.sweep_steps), tuple(range(settings.repeats)))
-    bar, rows = log.progress(len(wanted), unit="cell", doing="sweep"), []
-    depends = {"models": made, "eval": config["eval"], "samples": settings.samples, "data": config["data"]["source"]}
-    for row in sweep.sweep(
-        wanted,
-        lambda cell: _score_cell(run, cell),
-        run.workdir / "sweep.jsonl",
-        depends,
-        stop=lambda: bool(preemption.requested()),
-    ):
-        rows.append(row)
-        bar.update()
-    bar.close()
-    if len(rows) < len(wanted):
-        raise InterruptedError(f"{preemption.requested()}: the cells that are done are kept")
-    return sweep.collect(rows, next(iter(rows[0]["scores"])))
+    yield "sweep_gaussian", sweep.gaussian_w2(_measured(run).power, tuple(settings.bnrs), tuple(settings.sweep_steps))
+    images, seeds = _images(run, settings.oracle_images)[0], tuple(range(settings.repeats))
+    counts = {"bnrs": tuple(settings.bnrs), "steps": tuple(settings.sweep_steps), "seeds": seeds}
+    kept = run.workdir / "sweep.jsonl"
+    found = sweep.empirical_sweep(images, **counts, count=_ORACLE_SAMPLES, path=kept, say=of_models.say)
+    yield "sweep_empirical", found["energy"]
+    if run.models and run.scoring is not None:
+        yield "sweep_models", of_models.score(run.models, run.scoring, kept)
 
 
 def make(run: Run, name: str) -> Iterator[tuple[str, dict[str, np.ndarray], Any, str]]:
@@ -204,22 +135,15 @@ def make(run: Run, name: str) -> Iterator[tuple[str, dict[str, np.ndarray], Any,
         measured = {f"explained_{bnr:g}_{k}": v for bnr, one in found.items() for k, v in one._asdict().items()}
         yield name, made._asdict() | measured, plots.learning(made, tuple(found.values())), sentence
     elif name == "manifold":
-        made = _oracle(run, log.say)
+        made = _oracle(run)
         yield name, made._asdict(), sampling_plots.manifold(made), _worst(made, "gap", "nats a dimension")
         if run.models:
-            made = _of_models(run)
+            images, labels = _images(run, max(settings.oracle_images, settings.count))
+            made = of_models.departure(run.models, images, labels, settings)
             yield "manifold_models", made._asdict(), sampling_plots.manifold(made), _worst(made, "energy", "")
     else:
-        power = _measured(run).power
-        made = sweep.gaussian_w2(power, tuple(settings.bnrs), tuple(settings.sweep_steps))
-        yield "sweep_gaussian", made._asdict(), sampling_plots.sweep(made), _best(made)
-        images, seeds = _images(run, settings.oracle_images)[0], tuple(range(settings.repeats))
-        counts = {"bnrs": tuple(settings.bnrs), "steps": tuple(settings.sweep_steps), "seeds": seeds}
-        made = sweep.empirical_sweep(images, **counts, path=run.workdir / "sweep.jsonl")["energy"]
-        yield "sweep_empirical", made._asdict(), sampling_plots.sweep(made), _best(made)
-        if run.models:
-            made = _sweep_models(run)
-            yield "sweep_models", made._asdict(), sampling_plots.sweep(made), _best(made)
+        for file, made in _sweeps(run):
+            yield file, made._asdict(), sampling_plots.sweep(made), _best(made)
 
 
 def _worst(made: manifold.Manifold, measure: str, unit: str) -> str:

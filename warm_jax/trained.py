@@ -73,44 +73,46 @@ class Model:
                 config.sample[name] = value
         if config.sample.guide:
             raise ValueError("a model guided by another is sampled on the command line, with --mode=sample")
-        generate.check_request(config)
-        made = experiment.build(config, generate.measured(config, self.workdir))
+        try:
+            generate.check_request(config)
+            made = experiment.build(config, generate.measured(config, self.workdir))
+        except TypeError as error:
+            raise ValueError(f"of {settings} one has the wrong type: {error}") from error
         return dataclasses.replace(self, experiment=dataclasses.replace(made, mesh=self.experiment.mesh))
 
 
 def load(workdir: str | pathlib.Path, checkpoint: int = -1, **settings: Any) -> Model:
     """The model of a workdir, from its checkpoint of a step (-1: the latest); `settings` as for `sampled_with`.
 
-    FileNotFoundError where there is none, ValueError where it cannot be read.
+    Of a model that another one guides (`sample.guide`) it is this one alone. FileNotFoundError where there is none,
+    ValueError where it cannot be read.
     """
     workdir = pathlib.Path(workdir)
     config = workdirs.load_config(workdir)
-    with config.ignore_type():
+    lacking = [name for name in ("data", "process", "model", "train", "sample", "mesh") if name not in config]
+    if lacking:
+        raise ValueError(f"{workdir / 'config.json'} has no {', '.join(lacking)}; restore it")
+    if config.sample.guide:
         config.sample.guidance, config.sample.guide = 1.0, ""
     generate.require_checkpoint(workdir, checkpoint)
-    exp = experiment.build(config, generate.measured(config, workdir))
+    exp = generate.build(config, generate.measured(config, workdir))
     step, weights = generate.load_ema(generate.Run(exp, workdir, checkpoint, np.zeros(0, np.int64), workdir))
     model = Model(exp, weights, step, workdir)
     return model.sampled_with(**settings) if settings else model
 
 
 def sample(
-    model: Model, seeds: Iterable[int], labels: Iterable[int] | int | None = None, **settings: Any
+    model: Model, seeds: Iterable[int], labels: Iterable[int] | int | np.integer | None = None, **settings: Any
 ) -> UInt8[np.ndarray, "n h w c"]:
     """One image a seed, as `--mode=sample` draws it; `labels`: its class, one for all or one each.
 
     Other `settings` of the config's `sample` section as for `Model.sampled_with`. Compiled anew with each call.
     """
     model = model.sampled_with(**settings) if settings else model
-    numbers = np.asarray(list(seeds), np.int64)
-    if not len(numbers) or numbers.min() < 0 or numbers.max() >= 2**32:
-        raise ValueError("seeds are at least one number from 0 to 2^32 - 1")
-    if labels is None:
-        chosen = np.full(len(numbers), -1)
-    else:
-        chosen = np.broadcast_to(np.asarray(labels if isinstance(labels, int) else list(labels)), numbers.shape)
-        if not (model.num_classes and np.all((chosen >= -1) & (chosen < model.num_classes))):
-            raise ValueError(f"labels are {labels}; this model knows {model.num_classes} classes, from 0")
+    numbers = np.asarray(list(seeds))
+    if not len(numbers) or numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= 2**32:
+        raise ValueError("seeds are at least one whole number from 0 to 2^32 - 1")
+    chosen = _classes(model, len(numbers), labels)
     draw = generate.Sampler(model.experiment, batch_size=min(len(numbers), model.experiment.config.sample.batch_size))
     bar, images = log.progress(len(numbers), unit="image", doing="sampling"), []
     for first in range(0, len(numbers), draw.batch_size):
@@ -119,6 +121,17 @@ def sample(
         bar.update(len(images[-1]))
     bar.close()
     return np.concatenate(images)
+
+
+def _classes(model: Model, count: int, labels: Iterable[int] | int | np.integer | None) -> Int[np.ndarray, " n"]:
+    """A class for each image; -1: its seed draws it. ValueError where the model knows no such class."""
+    asked = model.experiment.config.sample.class_label if labels is None else labels
+    given = np.asarray(-1 if asked is None else asked if np.ndim(asked) == 0 else list(asked))
+    if given.ndim and len(given) != count:
+        raise ValueError(f"{len(given)} labels for {count} seeds; give one for all, or one each")
+    if asked is not None and not (model.num_classes and np.all((given >= -1) & (given < model.num_classes))):
+        raise ValueError(f"labels are {asked}; this model knows {model.num_classes} classes, from 0")
+    return np.broadcast_to(given, (count,))
 
 
 def fit(config: ConfigDict, workdir: str | pathlib.Path) -> Model:

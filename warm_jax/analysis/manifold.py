@@ -193,7 +193,7 @@ def manifold(
     bnrs: Sequence[float | int],
     steps: Sequence[int],
     *,
-    params_of: Callable[[float], Any] = lambda bnr: None,
+    params_of: Callable[[float, int], Any] = lambda bnr, seed: None,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     count: int = 64,
     solver: str = "heun",
@@ -208,7 +208,8 @@ def manifold(
       images: The data: what the forward process corrupts, and what the exact density is of.
       bnrs: The ratios.
       steps: Numbers of steps, each at least 2: NFE 2 · steps - 1 for Heun.
-      params_of: bnr -> the first argument of `predict_of`, arrays: an argument of the program, not a constant in it.
+      params_of: (bnr, seed) -> the first argument of `predict_of`, arrays: an argument of the program, not a constant
+        in it.
       seeds: At least two, one a repetition.
       count: States a repetition, at least 2. Memory: steps · count images.
       solver: One of the process's.
@@ -231,9 +232,13 @@ def manifold(
         program = functools.partial(_measure, predict_of, density, number, count, solver)
         run = jax.jit(program, static_argnums=() if traced else 0)
         for i, bnr in enumerate(bnrs):
-            params = params_of(bnr)
             for k, seed in enumerate(seeds):
-                found, own, evaluations = run(float(bnr), params, images, jax.random.key(seed))
+                found, own, evaluations = run(float(bnr), params_of(bnr, seed), images, jax.random.key(seed))
+                if i and not np.allclose(own, levels[j, : number - 1], rtol=1e-4):
+                    raise ValueError(
+                        f"BNR {bnr:g} is sampled on other levels than BNR {bnrs[0]:g}, so they cannot stand "
+                        "in one figure; compare models of the same beta_min, beta_max and rho"
+                    )
                 values[:, i, j, : number - 1, k] = np.asarray(found)
                 averages[:, i, j, k] = _average(np.asarray(found, np.float64), np.asarray(own, np.float64))
                 levels[j, : number - 1], nfe[j] = own, evaluations
@@ -266,7 +271,7 @@ def _average(values: np.ndarray, levels: np.ndarray) -> np.ndarray:
 def empirical(images: Float[Array, "n h w c"] | Float[np.ndarray, "n h w c"], bnr: Any) -> tuple[Process, Predict]:
     """The warm process at constant `bnr`, which may be traced, and the exact predictor for a data set of `images`.
 
-    `manifold(empirical, images, bnrs, steps, params_of=lambda bnr: images, traced=True)`.
+    `manifold(empirical, images, bnrs, steps, params_of=lambda bnr, seed: images, traced=True)`.
     """
     process = warm(tuple(images.shape[1:]), lambda beta: bnr * beta)
     return process, oracle.empirical(process, images)

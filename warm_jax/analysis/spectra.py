@@ -1,9 +1,9 @@
 r"""Selecting the BNR: where noise swallows the data's spectrum, where blur removes it, and what blur costs.
 
 Images have power ∝ 1/f², noise of level β is flat: it swallows the bands above the frequency where P(k) = β², which is
-∝ 1/β. Blur of α pixels halves the power at λ = ln 2 / α², which is ∝ 1/α. So a constant ratio BNR = α / β keeps the
-two cut-offs at a constant distance, and blur costs little as long as its own lies above the noise's. How little is
-`bnr.information_lost`.
+∝ 1/β. Blur of α pixels halves the power at λ = ln 2 / α², which is ∝ 1/α. So at exactly 1/f² a
+constant ratio BNR = α / β keeps the two cut-offs at a constant distance (at another slope they drift apart slowly), and
+blur costs little as long as its own lies above the noise's. How little is `bnr.information_lost`.
 
 **The recommended BNR** of a data set is the largest constant ratio whose loss stays within a budget at every level that
 matters. The loss grows with α, so it is the least ratio that `bnr.information_budget` allows at any of them. Which
@@ -199,6 +199,8 @@ def spectra(
     The slope is fitted to the bands 1 … N / 2: the finest are shaped by cameras, resizing and compression.
     """
     check_power(power)
+    if power.ravel()[1:].max(initial=0.0) == 0:
+        raise ValueError("all images are of plain colours: their spectrum has nothing but the mean")
     betas, ratios, (low, high) = check_levels(betas), check_ratios(bnrs), levels
     if max(power.shape) < 3:
         raise ValueError(

@@ -254,9 +254,16 @@ def empirical_sweep(
     count: int = 256,
     solver: str = "heun",
     path: pathlib.Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Sweep]:
-    """The three scores of `against_data` for the exact sampler of `images`, by name. Resumable with a `path`."""
+    """The three scores of `against_data` for the exact sampler of `images`, by name. Resumable with a `path`.
+
+    `say` is told of each cell; what it raises ends the sweep, and what is done is kept.
+    """
     digest = hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
     depends = {"images": digest, "shape": list(np.shape(images)), "count": count, "solver": solver}
-    rows = list(sweep(cells(bnrs, steps, seeds), empirical_measure(images, count, solver), path, depends))
+    rows = []
+    for row in sweep(cells(bnrs, steps, seeds), empirical_measure(images, count, solver), path, depends):
+        rows.append(row)
+        say(f"BNR {row['bnr']:g}, {row['steps']} steps, seed {row['seed']}: energy {row['scores']['energy']:.4g}")
     return {name: collect(rows, name) for name in rows[0]["scores"]}
