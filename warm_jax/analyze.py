@@ -70,7 +70,7 @@ def check(settings: ConfigDict) -> None:
 
 def _models(config: ConfigDict, workdir: pathlib.Path, step: int) -> dict[float, trained.Model]:
     """The models that join in, by the BNR at which they are sampled. ValueError or OSError for what cannot."""
-    named = [pathlib.Path(folder) for folder in config.analysis.models]
+    named = [workdirs.local(folder) for folder in config.analysis.models]
     if not named and step == -1 and not generate.checkpoint_steps(workdir):
         return {}
     if not named:

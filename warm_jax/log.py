@@ -54,7 +54,7 @@ class Log:
     """
 
     def __init__(self, workdir: pathlib.Path, start_step: int):
-        self._lines = self._board = None
+        self._path = self._board = None
         if jax.process_index() != 0:
             return
         path = workdir / "metrics.jsonl"
@@ -63,23 +63,22 @@ class Log:
         part = path.with_name(".metrics.jsonl.part")
         part.write_text("".join(kept))
         part.replace(path)
-        self._lines = path.open("a")
+        self._path = path
         self._board = tensorboardX.SummaryWriter(str(workdir / "tb"), purge_step=start_step + 1)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Appends one row."""
-        if self._lines is None:
+        if self._path is None:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}  # JSON has no nan
-        self._lines.write(json.dumps({"step": step, **finite}) + "\n")
-        self._lines.flush()
+        with self._path.open("a") as lines:  # and closed: only then a bucket, mounted by FUSE, has the row
+            lines.write(json.dumps({"step": step, **finite}) + "\n")
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flushes everything."""
-        if self._lines is not None:
-            self._lines.close()
+        if self._board is not None:
             self._board.close()
 
 
