@@ -8,7 +8,7 @@ import re
 # renamed, which buckets without folders refuse otherwise. metadata-cache-ttl-secs: hosts see one another's files at
 # once; on TPU and GPU machines gcsfuse's own setting is never.
 MOUNT_FLAGS = "--implicit-dirs --rename-dir-limit=200000 --metadata-cache-ttl-secs=0"
-_BUCKET = re.compile(r"gs://([a-z0-9][a-z0-9._-]+[a-z0-9])(?:/(.*))?", re.DOTALL)
+_BUCKET = re.compile(r"gs://([A-Za-z0-9][\w.-]*[A-Za-z0-9])(?:/(.*))?", re.DOTALL | re.ASCII)
 
 
 def local(path: str) -> pathlib.Path:
