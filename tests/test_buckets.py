@@ -1,6 +1,7 @@
-"""gs:// paths: which folder they are, and what is refused. Where buckets are mounted: "Cloud Storage as a mounted file
+"""gs:// paths: which folder they are, and what is refused.
 
-system" of Vertex AI's documentation. A folder stands for the mount; nothing here was tried on a real bucket.
+Where buckets are mounted: "Cloud Storage as a mounted file system" of Vertex AI's documentation. A folder stands for the
+mount; nothing here was tried on a real bucket.
 """
 
 import json
@@ -53,6 +54,7 @@ def test_all_else_is_as_it_was(gcs, path):
         ("gs://", ValueError, ["gs://", "gs://BUCKET/PATH"]),
         ("gs:///x", ValueError, ["gs:///x", "gs://BUCKET/PATH"]),
         ("gs://../x", ValueError, ["gs://../x", "gs://BUCKET/PATH"]),
+        ("gs://bucket/../x", ValueError, ["gs://bucket/../x", "without .."]),
         ("s3://bucket/x", ValueError, ["s3://bucket/x", "gs://BUCKET/PATH"]),
         ("http://bucket/x", ValueError, ["http://bucket/x", "gs://BUCKET/PATH"]),
         ("file:///x", ValueError, ["file:///x", "give a path"]),

@@ -5,8 +5,8 @@ import pathlib
 import re
 
 # implicit-dirs: folders that other tools uploaded are seen. rename-dir-limit: a checkpoint is whole once its folder is
-# renamed, which buckets without folders refuse otherwise. metadata-cache-ttl-secs: hosts see one another's files at
-# once; on TPU and GPU machines gcsfuse's own setting is never.
+# renamed, which gcsfuse refuses otherwise. metadata-cache-ttl-secs: hosts see one another's files at once, while on TPU
+# and large GPU machines gcsfuse by itself would never look again.
 MOUNT_FLAGS = "--implicit-dirs --rename-dir-limit=200000 --metadata-cache-ttl-secs=0"
 _BUCKET = re.compile(r"gs://([A-Za-z0-9][\w.-]*[A-Za-z0-9])(?:/(.*))?", re.DOTALL | re.ASCII)
 
@@ -25,8 +25,8 @@ def local(path: str) -> pathlib.Path:
     if scheme != "gs":
         raise ValueError(f"{path}: there is no reading or writing over {scheme}://; give a path, or gs://BUCKET/PATH")
     named = _BUCKET.fullmatch(path)
-    if named is None:
-        raise ValueError(f"{path}: names no bucket; it is written as gs://BUCKET/PATH")
+    if named is None or ".." in path.split("/"):
+        raise ValueError(f"{path}: names nothing in a bucket; it is written as gs://BUCKET/PATH, without ..")
     bucket, rest = named[1], named[2] or ""
     root = os.environ.get("WARM_JAX_GCS", "")
     folder = pathlib.Path(root or "/gcs", bucket)
