@@ -1,7 +1,7 @@
 """gs:// paths: which folder they are, and what is refused.
 
-Where buckets are mounted: "Cloud Storage as a mounted file system" of Vertex AI's documentation. A folder stands for the
-mount; nothing here was tried on a real bucket.
+Where buckets are mounted: "Cloud Storage as a mounted file system" of Vertex AI's documentation. A folder stands for
+the mount; nothing here was tried on a real bucket.
 """
 
 import json
