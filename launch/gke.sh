@@ -18,7 +18,8 @@ A pool of GPU nodes
 Both
   --image=IMAGE        made of launch/Dockerfile
   --config=FILE        a config in the image, with an optional system: configs/cifar10.py:hot
-  --workdir=gs://…     where the run lives
+  --workdir=gs://…     where the run lives; the bucket, and that of any other gs://… in the flags, is mounted at
+                       /gcs/BUCKET by GKE's Cloud Storage FUSE CSI driver
   --service-account=NAME  Kubernetes service account that may use the bucket; needed for gs://
   --shared=CLAIM:/PATH instead of gs://: a PersistentVolumeClaim (ReadWriteMany), mounted there; --workdir lies in it
   --name=NAME          of the JobSet (default warm-jax)
@@ -82,16 +83,25 @@ whole grace
 [[ -z $service_account || $service_account =~ ^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$ ]] ||
   fail "--service-account=$service_account is no name of a Kubernetes service account (it is not an e-mail address)"
 
+arguments=(--config="$config" --workdir="$workdir" "$@")
+buckets=() # of every gs://… in the arguments, except what tfds reads by itself
+for word in "${arguments[@]}"; do
+  word=${word//tfds:gs:/}
+  while [[ $word =~ gs://([A-Za-z0-9][A-Za-z0-9._-]*[A-Za-z0-9])(.*) ]]; do
+    [[ " ${buckets[*]-} " == *" ${BASH_REMATCH[1]} "* ]] || buckets+=("${BASH_REMATCH[1]}")
+    word=${BASH_REMATCH[2]}
+  done
+done
 claim='' mount=''
 if [[ -n $shared ]]; then
   claim=${shared%%:*} mount=${shared#*:}
   [[ $claim =~ ^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$ && $mount == /?* ]] ||
     fail "--shared=$shared; give the claim and where it is mounted, for example --shared=runs:/runs"
 fi
-if [[ $workdir == gs://?* ]]; then
-  [[ -n $service_account ]] || fail "--service-account is missing, for example --service-account=trainer: the pods" \
-    "need one that is bound to an identity with access to $workdir (Workload Identity; launch/README.md says how)"
-else
+[[ -n $service_account ]] || ((${#buckets[@]} == 0)) ||
+  fail "--service-account is missing, for example --service-account=trainer: the pods need one that is bound to an" \
+    "identity with access to gs://${buckets[0]} (Workload Identity; launch/README.md says how)"
+if [[ $workdir != gs://?* ]]; then
   [[ -n $shared ]] || fail "--workdir=$workdir is on one pod's own disk, which goes with the pod; give" \
     "gs://BUCKET/PATH, or --shared=CLAIM:/PATH, a claim that all pods mount"
   [[ $workdir == "${mount%/}"/?* ]] || fail "--workdir=$workdir is not in $mount, where --shared=$shared is mounted"
@@ -159,18 +169,24 @@ holds = {
     "multihost": int(values["hosts"]) > 1,
     "service_account": values["service_account"],
     "shared": values["claim"],
+    "bucket": values["buckets"],
 }
 head, documents = open(path, encoding="utf-8").read().split("\n\n", 1)
 lines = documents.split("\n---\n")[("tpu", "gpu").index(variant)].splitlines()
 marked = [(line, re.search(r"  # only: (\w+)$", line)) for line in lines]
 kept = [line[: mark.start()] if mark else line for line, mark in marked if not mark or holds[mark[1]]]
-print(string.Template("\n".join(kept)).substitute(values))
+filled = []
+for line in kept:
+    once, each, _ = line.partition("  # each: bucket")
+    numbered = enumerate(values["buckets"].split() if each else [""])
+    filled += [string.Template(once).substitute(values, number=number, bucket=bucket) for number, bucket in numbered]
+print("\n".join(filled))
 PYTHON
 }
 
 yaml=$(render name="$name" accelerator="$accelerator" topology="$topology" hosts="$hosts" chips="$chips" \
   image="$image" service_account="$service_account" claim="$claim" mount="$mount" \
-  max_restarts="$max_restarts" grace="$grace" -- --config="$config" --workdir="$workdir" "$@")
+  buckets="${buckets[*]-}" max_restarts="$max_restarts" grace="$grace" -- "${arguments[@]}")
 
 if $dry_run; then
   printf '%s\n' "$yaml"

@@ -8,7 +8,7 @@ Usage: launch/tpu_vm.sh COMMAND --name=NAME --zone=ZONE [flags] [-- flags of war
 
 Commands
   create   make the TPU VM (with --queued: wait in the queue until it is there)
-  install  copy this checkout to all workers and install it in ~/warm_jax/venv
+  install  copy this checkout to all workers and install it in ~/warm_jax/venv; mount the buckets
   run      start the training on all workers; it goes on when your connection ends
   watch    wait for the end of the training; --retry=N: begin again when it was cut off, on a new machine if need be
   logs     follow the output of worker 0 (or --worker=N)
@@ -27,7 +27,8 @@ Flags
   --spot             cheap, and taken away when somebody pays more
   --queued           through a queued resource, which waits for capacity
   --config=FILE      config in this checkout, with an optional system: configs/cifar10.py:hot
-  --workdir=gs://…   where the run lives: storage that all workers share and that outlives them
+  --workdir=gs://…   where the run lives: storage that all workers share and that outlives them. The bucket, and
+                     that of any other gs://… in the flags, is mounted at /gcs/BUCKET by Cloud Storage FUSE
   --shared           --workdir is a path that is mounted on all workers (Filestore, NFS)
   --extras=LIST      what is installed with warm_jax (default tpu; for example tpu,arrayrecord)
   --retry=N          watch, all: begin again at most N times (default 0)
@@ -122,6 +123,14 @@ if [[ $command == all || $command == run || $command == watch ]]; then
     "machine; give gs://BUCKET/PATH, or add --shared where the path is mounted on all workers"
 fi
 arguments=(--config="$config" --workdir="$workdir" "$@")
+buckets=() # of every gs://… in the arguments, except what tfds reads by itself
+for word in "${arguments[@]}"; do
+  word=${word//tfds:gs:/}
+  while [[ $word =~ gs://([A-Za-z0-9][A-Za-z0-9._-]*[A-Za-z0-9])(.*) ]]; do
+    [[ " ${buckets[*]-} " == *" ${BASH_REMATCH[1]} "* ]] || buckets+=("${BASH_REMATCH[1]}")
+    word=${BASH_REMATCH[2]}
+  done
+done
 where=(--zone="$zone")
 [[ -z $project ]] || where+=(--project="$project")
 
@@ -171,7 +180,35 @@ else s="not started"; fi'
   idle=$state'
 if [ "$s" = running ]; then echo "error: $(hostname): it is running already; stop it first" >&2; exit 1; fi
 set -eu'
-  install_script=$idle'
+  # Mounted anew after a reboot too, and where gcsfuse has died. The flags are those of warm_jax/data/buckets.py.
+  mount='
+mount_buckets() {
+  for b in $1; do
+    m=/gcs/$b
+    mountpoint -q "$m" && continue
+    command -v gcsfuse >/dev/null || install_gcsfuse
+    fusermount -uz "$m" 2>/dev/null || true
+    sudo install -d -o "$(id -u)" "$m"
+    setsid -w gcsfuse --implicit-dirs --rename-dir-limit=200000 --metadata-cache-ttl-secs=0 "$b" "$m" </dev/null || {
+      echo "error: $(hostname): gs://$b cannot be mounted at $m; may the service account of this machine use it?" >&2
+      exit 1
+    }
+  done
+}
+install_gcsfuse() {
+  apt=https://packages.cloud.google.com/apt key=/usr/share/keyrings/cloud.google.asc
+  curl -fsSL "$apt/doc/apt-key.gpg" | sudo tee "$key" >/dev/null
+  echo "deb [signed-by=$key] $apt gcsfuse-$(. /etc/os-release && echo "$VERSION_CODENAME") main" |
+    sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
+  tries=0 # a new machine updates itself first, and locks apt meanwhile
+  until sudo apt-get -qq update && sudo apt-get -qq install -y gcsfuse; do
+    tries=$((tries + 1))
+    [ "$tries" -lt 20 ] || { echo "error: $(hostname): gcsfuse cannot be installed" >&2; exit 1; }
+    sleep 15
+  done >&2
+}'
+  install_script=$idle$mount'
+mount_buckets "$2"
 mkdir -p "$d"; rm -rf "$d/src"; mkdir "$d/src"; tar -xzf "$HOME/warm_jax.tar.gz" -C "$d/src"; cd "$d"
 export PATH="$HOME/.local/bin:$PATH"
 # The images have Python 3.10, which is too old; uv brings its own.
@@ -180,7 +217,8 @@ command -v uv >/dev/null || PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install -
 uv pip install --quiet --python venv/bin/python -e "./src[$1]"
 venv/bin/python -c "import socket, jax, warm_jax; print(socket.gethostname(), \"has jax\", jax.__version__)"'
   # setsid and nohup: the training belongs to no terminal. Without a TPU it must fail, not train on the CPU.
-  run_script=$idle'
+  run_script=$idle$mount'
+mount_buckets "$1"; shift
 cd "$d/src"; rm -f ../exit ../pid
 export JAX_PLATFORMS=tpu,cpu PYTHONUNBUFFERED=1
 nohup setsid sh -c "\"\$@\" & echo \$! >../pid; wait \$!; echo \$? >../exit" sh \
@@ -253,12 +291,12 @@ install() {
       cloud tpu-vm scp warm_jax.tar.gz "$name:warm_jax.tar.gz" "${where[@]}" --worker=all
     else
       cloud tpu-vm scp "$folder/warm_jax.tar.gz" "$name:warm_jax.tar.gz" "${where[@]}" --worker=all
-    fi && on all "$install_script" "$extras" || status=$?
+    fi && on all "$install_script" "$extras" "${buckets[*]-}" || status=$?
   rm -rf "$folder"
   return "$status"
 }
 
-run() { on all "$run_script" "${arguments[@]}"; }
+run() { on all "$run_script" "${buckets[*]-}" "${arguments[@]}"; }
 
 remove() {
   if $queued; then

@@ -1,7 +1,8 @@
 """For the tests of the launch scripts: how they are called, what they print, and pretended machines.
 
 `gcloud`, `kubectl`, `srun` and `scontrol` are small programs of this file, put first in PATH. That of gcloud keeps two
-"workers", folders under tmp_path, and really runs there what it is told to run by ssh.
+"workers", folders under tmp_path, and really runs there what it is told to run by ssh; what needs root there, as apt,
+or a bucket, as gcsfuse, only takes notes.
 """
 
 import os
@@ -72,7 +73,9 @@ case "$3 $4" in
     [[ ! -e $FAKE/gone ]] || exit 255
     status=0
     for last; do :; done
-    for w in $workers; do (cd "$FAKE/vm$w" && HOME=$PWD WORKER=$w bash -c "${last#--command=}") || status=$?; done
+    for w in $workers; do
+      (cd "$FAKE/vm$w" && HOME=$PWD WORKER=$w PATH=$PWD/bin:$PATH bash -c "${last#--command=}") || status=$?
+    done
     exit $status ;;
 esac""",
     # The program that is trained: says what it was told, then does what the next line of $FAKE/plan says.
@@ -88,6 +91,19 @@ case $plan in
   taken) [[ $WORKER == 0 ]] || exit 75; touch "$FAKE/gone"; rm -rf "$FAKE/vm0" "$FAKE/vm1" ;;
   *) exit "$plan" ;;
 esac""",
+    # A worker has gcsfuse once apt has installed it; what it has mounted are files "mounted_gcs_…" in its folder.
+    "sudo": r"""
+case "$*" in
+  'apt-get -qq install -y gcsfuse') mkdir -p "$HOME/bin"; cp "$FAKE/bin/apt_gcsfuse" "$HOME/bin/gcsfuse" ;;
+  tee*) cat >"$HOME/tee${2//\//_}" ;;
+esac""",
+    "curl": "echo KEY",
+    "apt_gcsfuse": r"""
+[[ ! -e $FAKE/forbidden ]] || { echo "googleapi: Error 403: Forbidden" >&2; exit 1; }
+for last; do :; done
+touch "$HOME/mounted${last//\//_}" """,
+    "mountpoint": "[[ -e $HOME/mounted${2//\\//_} ]]",
+    "fusermount": "exit 1",
     "kubectl": 'cat >"$FAKE/applied"',
     "srun": 'exit "$STATUS"',
     "scontrol": '[[ $1 != show ]] || echo "JobId=$3 JobState=$STATE Reason=None"',
@@ -103,7 +119,7 @@ def environment(tmp_path):
     folder.mkdir()
     for name, body in PRETENDED.items():
         note = r"""printf '%s\037' """ + name + r""" "$@" >>"$FAKE/calls"; echo >>"$FAKE/calls" """
-        note = "" if name in ("trained", "uv") else note
+        note = "" if name in ("trained", "uv", "mountpoint", "fusermount") else note
         (folder / name).write_text(f"#!/usr/bin/env bash\n{note}\n{body}\n")
         (folder / name).chmod(0o755)
     return {"PATH": f"{folder}:{os.environ['PATH']}", "FAKE": str(tmp_path)}

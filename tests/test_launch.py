@@ -232,6 +232,35 @@ def test_a_claim_in_place_of_a_bucket():
     assert (jobset["spec"]["failurePolicy"]["maxRestarts"], pod["terminationGracePeriodSeconds"]) == (3, 25)
 
 
+@pytest.mark.parametrize(
+    "flags", [["--accelerator=nvidia-l4", "--gpus=1"], ["--accelerator=tpu-v6e-slice", "--topology=4x4"]]
+)
+def test_buckets_are_volumes(flags):
+    images = ["--config.data.source=zip:gs://images.1/a.zip", "--config.x=tfds:gs://of_tfds/y", "gs://bucket/again"]
+    jobset = rendered(*GKE, *flags, "--", *images)
+    SCHEMA.validate(jobset)
+    job, pod, container = parts(jobset)
+    # GKE's documentation: "Mount Cloud Storage buckets as CSI ephemeral volumes".
+    annotations = job["template"]["metadata"]["annotations"]
+    assert annotations["gke-gcsfuse/volumes"] == "true"
+    where = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    found = {volume["csi"]["volumeAttributes"]["bucketName"]: volume for volume in pod["volumes"] if "csi" in volume}
+    assert {bucket: where[volume["name"]] for bucket, volume in found.items()} == {
+        "bucket": "/gcs/bucket",
+        "images.1": "/gcs/images.1",
+    }
+    for volume in found.values():
+        assert volume["csi"]["driver"] == "gcsfuse.csi.storage.gke.io"
+        options = volume["csi"]["volumeAttributes"]["mountOptions"].split(",")
+        assert options == ["implicit-dirs", "rename-dir-limit=200000", "metadata-cache:ttl-secs:0"]
+    shared = ["--workdir=/r/x", "--shared=c:/r"]
+    plain = parts(rendered(*GKE[:2], TRAIN[0], *shared, *flags))[0]
+    assert "metadata" not in plain["template"] and "gcsfuse" not in str(plain)
+    refused = bash("gke.sh", "--dry-run", GKE[0], TRAIN[0], *shared, *flags, "--", images[0])
+    assert refused.returncode == 2 and "--service-account is missing" in refused.stderr
+    assert "gs://images.1" in refused.stderr
+
+
 def objects(value, path=()):
     """The path of every mapping in `value`."""
     if isinstance(value, dict):

@@ -1,5 +1,6 @@
 """launch/tpu_vm.sh: what it would call, and whole runs on pretended machines."""
 
+import platform
 import shlex
 import shutil
 import subprocess
@@ -71,9 +72,9 @@ def test_tpu_all_in_order():
     assert verbs == [f"{queue} create", f"{queue} describe", "tpu-vm scp", ssh, ssh, ssh, f"{queue} delete"]
     assert done[2] == [*GCLOUD, "tpu-vm", "scp", "warm_jax.tar.gz", "warm:warm_jax.tar.gz", ZONE, "--worker=all"]
     install, run = (call[-1].removeprefix("--command=") for call in done[3:5])
-    assert shlex.split(install)[:2] == ["sh", "-c"] and shlex.split(install)[3:] == ["sh", "tpu"]
+    assert shlex.split(install)[:2] == ["sh", "-c"] and shlex.split(install)[3:] == ["sh", "tpu", "bucket"]
     assert "./src[$1]" in install and "uv venv" in install
-    assert shlex.split(run)[3:] == ["sh", *TRAIN, *AWKWARD] and "nohup setsid" in run
+    assert shlex.split(run)[3:] == ["sh", "bucket", *TRAIN, *AWKWARD] and "nohup setsid" in run
 
 
 # ── Pretended machines
@@ -116,7 +117,11 @@ def wait_for(path, words, seconds=5.0):
 
 
 def verbs(tmp_path):
-    return [" ".join(call[3:5]) for call in calls(tmp_path) if call[4] not in ("ssh", "describe")]
+    return [" ".join(call[3:5]) for call in of("gcloud", tmp_path) if call[4] not in ("ssh", "describe")]
+
+
+def of(program, tmp_path):
+    return [call for call in calls(tmp_path) if call[0] == program]
 
 
 def test_a_training_from_create_to_stop(tpu, tmp_path):
@@ -150,7 +155,7 @@ def test_it_begins_again_on_what_there_is(tpu, tmp_path):
     assert done.returncode == 0, done.stderr
     again = ["queued-resources create", "tpu-vm scp"]
     assert verbs(tmp_path) == [*again, "queued-resources delete", *again, "queued-resources delete"]
-    created = [call for call in calls(tmp_path) if call[4] == "create"]
+    created = [call for call in of("gcloud", tmp_path) if call[4] == "create"]
     assert created[0] == created[1] and "--spot" in created[0]
     assert "start 1 of 2" in done.stderr and "start 2 of 2" in done.stderr
     assert (tmp_path / "plan0").read_text() == ""
@@ -174,3 +179,48 @@ def test_a_line_that_is_down_deletes_nothing(tpu, tmp_path):
     done = tpu("watch", "--retry=9")
     assert done.returncode == 0 and "start" not in done.stderr
     assert verbs(tmp_path) == ["tpu-vm create", "tpu-vm scp"]
+
+
+# "gcsfuse CLI" and "Install Cloud Storage FUSE" of the Cloud Storage documentation.
+GCSFUSE = ["--implicit-dirs", "--rename-dir-limit=200000", "--metadata-cache-ttl-secs=0"]
+APT = "https://packages.cloud.google.com/apt"
+
+
+def mounts(tmp_path):
+    """(flags, bucket, where) of each call of gcsfuse."""
+    return [(flags, bucket, where) for _, *flags, bucket, where in of("apt_gcsfuse", tmp_path)]
+
+
+def test_buckets_are_mounted_on_all_workers_and_again_after_a_reboot(tpu, tmp_path):
+    images = ["--config.data.source=zip:gs://images-1/a.zip", "--config.x=tfds:gs://of_tfds/y", "gs://bucket/again"]
+    assert tpu("all", plans=["wait", "0"], extra=images).returncode == 0
+    both = [(GCSFUSE, "bucket", "/gcs/bucket"), (GCSFUSE, "images-1", "/gcs/images-1")]
+    assert mounts(tmp_path) == both * 2  # by install; run finds them there
+    owned = [call[-1] for call in of("sudo", tmp_path) if call[1:4] == ["install", "-d", "-o"]]
+    assert owned == ["/gcs/bucket", "/gcs/images-1"] * 2
+    code = platform.freedesktop_os_release()["VERSION_CODENAME"]
+    key = "/usr/share/keyrings/cloud.google.asc"
+    for worker in (tmp_path / "vm0", tmp_path / "vm1"):
+        listed = (worker / "tee_etc_apt_sources.list.d_gcsfuse.list").read_text()
+        assert listed == f"deb [signed-by={key}] {APT} gcsfuse-{code} main\n"
+        assert (worker / f"tee{key.replace('/', '_')}").read_text() == "KEY\n"
+        wait_for(worker / "warm_jax" / "train.log", "training")
+    tpu("stop")
+    for worker in (tmp_path / "vm0", tmp_path / "vm1"):
+        wait_for(worker / "warm_jax" / "exit", "75\n")
+    (tmp_path / "vm1" / "mounted_gcs_bucket").unlink()
+    assert tpu("run", extra=images).returncode == 0
+    assert mounts(tmp_path)[4:] == both[:1]
+    assert len([call for call in of("sudo", tmp_path) if call[1] == "apt-get"]) == 4  # update and install, on each
+
+
+def test_nothing_is_trained_where_the_bucket_cannot_be_mounted(tpu, tmp_path):
+    (tmp_path / "forbidden").touch()
+    done = tpu("all", plans=["0"])
+    assert done.returncode == 1 and done.stderr.count("gs://bucket cannot be mounted at /gcs/bucket") == 2
+    assert "service account" in done.stderr and not (tmp_path / "argv0").exists()
+
+
+def test_a_path_that_is_shared_mounts_nothing(tpu, tmp_path):
+    assert tpu("all", "--workdir=/shared/run", "--shared", plans=["0"]).returncode == 0
+    assert not of("apt_gcsfuse", tmp_path) and not of("sudo", tmp_path)

@@ -282,6 +282,20 @@ WRONG = {  # arguments after --config=configs/smoke.py, and what the answer name
     "source path": ("--config.data.source=zip:nowhere.zip", "nowhere.zip", "--config.data.source"),
     "workdir is a file": ("--workdir=LICENSE", "LICENSE", "--workdir"),
     "workdir in /proc": ("--workdir=/proc/nothing", "/proc/nothing", "--workdir"),
+    "workdir in no bucket": (
+        "--workdir=gs://no-bucket/x",
+        "gs://no-bucket/x",
+        "not mounted",
+        "gcsfuse --implicit-dirs",
+    ),
+    "workdir elsewhere": ("--workdir=s3://bucket/x", "s3://bucket/x", "gs://BUCKET/PATH"),
+    "results in no bucket": ("--mode=sample --out=gs://no-bucket/x", "gs://no-bucket/x", "gcsfuse"),
+    "images in no bucket": ("--config.data.source=zip:gs://no-bucket/x.zip", "gs://no-bucket/x.zip", "gcsfuse"),
+    "models in no bucket": (
+        "--mode=analyze --analysis=sweep --config.analysis.models=('gs://no-bucket/x',)",
+        "gs://no-bucket/x",
+        "gcsfuse",
+    ),
     "no checkpoints": ("--mode=sample", "no checkpoint in", "train first", "--workdir"),
     "seeds": ("--mode=sample --seeds=5-3", "--seeds=5-3", "rise"),
     "not seeds": ("--mode=sample --seeds=all", "--seeds=all", "0-63,100"),
@@ -308,6 +322,13 @@ def test_wrong_input(run, tmp_path, case):
     config = [] if "--config=" in arguments else ["--config=configs/smoke.py"]
     assert_refused(run(*config, *workdir, *arguments.split()), *named)
     assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not list(ROOT.glob("*:"))  # a folder "gs:", if the name were taken for a path
+
+
+def test_a_reference_in_no_bucket(run, tmp_path):
+    arguments = ("--mode=evaluate", "--config.eval.reference=gs://no-bucket/x.npz", f"--workdir={tmp_path}")
+    status, err, _ = run("--config=configs/smoke.py", *arguments)
+    assert status == 2 and err.startswith("error: gs://no-bucket/x.npz: ") and "gcsfuse" in err and err.count("\n") == 1
 
 
 def test_no_config(run):
@@ -334,6 +355,10 @@ def test_missing_cifar10_says_how_to_get_it(run, tmp_path):
         ("--mode=sample --config.process.bnr=1", ["process.bnr was 0.5 and is now 1.0"]),
         ("--mode=sample --config.sample.bnr=1", ["sample.bnr is 1.0", "trained at BNR 0.5"]),
         ("--mode=sample --checkpoint=7", ["no checkpoint of step 7", "50, 60"]),
+        (
+            "--mode=sample --config.sample.guidance=2 --config.sample.guide=gs://no-bucket/x",
+            ["gs://no-bucket/x", "gcsfuse"],
+        ),
         ("--mode=sample --seeds=x", ["--seeds=x", "0-63,100"]),
         ("--mode=sample --out=LICENSE", ["LICENSE", "--out"]),
         ("--mode=sample --config.sample.class_label=10", ["sample.class_label is 10", "0 to 9"]),

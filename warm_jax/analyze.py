@@ -60,7 +60,7 @@ def check(settings: ConfigDict) -> None:
 
 def _models(config: ConfigDict, workdir: pathlib.Path, step: int) -> of_models.Models:
     """The models that join in, by the BNR at which they are sampled. ValueError or OSError for what cannot."""
-    named = [pathlib.Path(folder) for folder in config.analysis.models]
+    named = [workdirs.local(folder) for folder in config.analysis.models]
     if named and step != -1:
         raise ValueError(f"--checkpoint={step} is of the workdir's own run, but analysis.models names others; give one")
     if not named and step == -1 and not generate.checkpoint_steps(workdir):

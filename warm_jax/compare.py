@@ -213,7 +213,7 @@ def compare(run: Run) -> int:
 def _measure_reference(run: Run) -> None:
     """The statistics that all are compared with, once."""
     config = run.jobs[0].config
-    path = pathlib.Path(config.eval.reference)
+    path = workdirs.local(config.eval.reference)
     if path.name.startswith(_OWN_REFERENCE) and not path.exists():
         source = reference.open_images(config, config.data.source, "name another with data.source")
         reference.save(path, reference.measure(config, source, reference.load_extractor(config)))

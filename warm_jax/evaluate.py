@@ -55,7 +55,7 @@ def find_reference(run: Run) -> reference.Reference:
     if run.sampling and not settings.allow_other_data and (not settings.reference or _is_file(settings.reference)):
         expected = dataclasses.replace(expected, data_hash=workdirs.seen_data(run.workdir))
     if _is_file(settings.reference):
-        found = reference.load(pathlib.Path(settings.reference))
+        found = reference.load(workdirs.local(settings.reference))
     else:
         source = reference.open_images(
             run.config, settings.reference or run.config.data.source, "name one with eval.reference"
@@ -365,7 +365,7 @@ def check(config: ConfigDict, extractor: extract.Extractor) -> None:
     if "is" in settings.metrics and extractor.name != frechet.INCEPTION:
         raise ValueError(f"the Inception Score needs eval.extractor=inception, not {extractor.name}")
     reference.check_images(config, extractor)
-    if _is_file(settings.reference) and not pathlib.Path(settings.reference).is_file():
+    if _is_file(settings.reference) and not workdirs.local(settings.reference).is_file():
         raise FileNotFoundError(f"eval.reference {settings.reference} is not there; make it with --mode=stats")
 
 

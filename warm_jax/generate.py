@@ -262,7 +262,7 @@ def _prepare_guide(config: ConfigDict) -> "Run | None":
                 "(data.label_dropout is 0); train with label_dropout=0.1, or name a weaker model with sample.guide"
             )
         return None
-    workdir = pathlib.Path(settings.guide)
+    workdir = workdirs.local(settings.guide)
     own = workdirs.load_config(workdir, config)
     try:
         workdirs.check_same(config, workdir, ("data.image_size", "data.channels", "data.num_classes", "process"))

@@ -61,7 +61,7 @@ class Log:
     """
 
     def __init__(self, workdir: pathlib.Path, start_step: int):
-        self._lines = self._board = None
+        self._path = self._board = None
         if jax.process_index() != 0:
             return
         path = workdir / "metrics.jsonl"
@@ -70,7 +70,7 @@ class Log:
         part = path.with_name(".metrics.jsonl.part")
         part.write_text("".join(kept))
         part.replace(path)
-        self._lines = path.open("a")
+        self._path = path
         before = set(threading.enumerate())
         # A queue for more than a row: where it is full, and its thread died of a full disk, one would wait for ever.
         self._board = tensorboardX.SummaryWriter(str(workdir / "tb"), purge_step=start_step + 1, max_queue=1000)
@@ -78,14 +78,14 @@ class Log:
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Appends one row; warns where the disk is full, since numbers are not worth a run."""
-        if self._lines is None:
+        if self._path is None:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}  # JSON has no nan
         try:
-            self._lines.write(json.dumps({"step": step, **finite}) + "\n")
-            self._lines.flush()
+            with self._path.open("a") as lines:  # and closed: only then a bucket, mounted by FUSE, has the row
+                lines.write(json.dumps({"step": step, **finite}) + "\n")
         except OSError as error:
-            warn(f"step {step}: {self._lines.name} cannot be written ({error.strerror})")
+            warn(f"step {step}: {self._path} cannot be written ({error.strerror})")
         if self._board and not all(thread.is_alive() for thread in self._threads):
             warn(f"step {step}: no more is written to tb/: its writer has failed")
             self._board = None
@@ -94,11 +94,11 @@ class Log:
 
     def close(self) -> None:
         """Flushes everything."""
-        for file in filter(None, (self._lines, self._board)):
+        if self._board is not None:
             try:
-                file.close()
+                self._board.close()
             except OSError as error:
-                warn(f"the last numbers of a log are lost ({error.strerror})")
+                warn(f"the last numbers of tb/ are lost ({error.strerror})")
 
 
 def _is_later(row: str, step: int) -> bool:

@@ -13,6 +13,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from warm_jax import pod, preemption, rollcall
+from warm_jax.data import buckets
 
 MODES = {
     "train": "train, resuming by itself from the workdir's last checkpoint, and draw a grid of samples",
@@ -40,7 +41,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )
 _MODE = flags.DEFINE_enum("mode", "train", list(MODES), "; ".join(f"{k}: {v}" for k, v in MODES.items()))
-_WORKDIR = flags.DEFINE_string("workdir", "", "Where the run lives (default: runs/CONFIG, or runs/CONFIG_SYSTEM).")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "", "Where the run lives, also gs://BUCKET/… (default: runs/CONFIG, or runs/CONFIG_SYSTEM)."
+)
 _SEEDS = flags.DEFINE_string("seeds", "0-63", "sample: which images, one seed an image, as in 0-63,100.")
 _OUT = flags.DEFINE_string(
     "out",
@@ -148,6 +151,10 @@ def _config_of(system: str) -> ConfigDict:
     return config
 
 
+def _path(flag: flags.FlagHolder[str]) -> str:
+    return flag.value and str(buckets.local(flag.value))
+
+
 def _prepare_images(config: ConfigDict | None) -> Callable[[], int]:
     from warm_jax import prepare
 
@@ -158,7 +165,7 @@ def _prepare_images(config: ConfigDict | None) -> Callable[[], int]:
     if not _IMAGES.value or not _OUT.value:
         raise ValueError("--mode=prepare needs --images=SOURCE and --out=FILE.zip")
     settings = {"image_size": size, "channels": channels, "crop": _CROP.value, "on_error": _ON_ERROR.value}
-    return lambda: prepare.run(_IMAGES.value, _OUT.value, **settings)
+    return lambda: prepare.run(_IMAGES.value, _path(_OUT), **settings)
 
 
 def _inspect(config: ConfigDict | None, workdir: pathlib.Path) -> Callable[[], int]:
@@ -167,7 +174,7 @@ def _inspect(config: ConfigDict | None, workdir: pathlib.Path) -> Callable[[], i
     images = _IMAGES.value or (config.data.source if config is not None else "")
     if not images:
         raise ValueError("--mode=inspect needs --images=SOURCE, or a --config whose data.source to look at")
-    return lambda: inspect.run(images, _OUT.value or str(workdir / "inspect"))
+    return lambda: inspect.run(images, _path(_OUT) or str(workdir / "inspect"))
 
 
 def _config_file(name: str) -> ConfigDict:
@@ -189,12 +196,12 @@ def _convert(config: ConfigDict | None) -> Callable[[], int]:
         raise ValueError("--mode=convert needs one of --from_inception=FILE, --from_edm=FILE and --from_export=FOLDER")
     if _FROM_EDM.value:
         name = flags.FLAGS["config"].config_filename if config is not None else ""
-        conversion = edm.prepare(_FROM_EDM.value, _WORKDIR.value, name, config, _config_file)
+        conversion = edm.prepare(_path(_FROM_EDM), _path(_WORKDIR), name, config, _config_file)
         return lambda: edm.convert(conversion)
     if _FROM_EXPORT.value:
-        importing = export.prepare_import(_FROM_EXPORT.value, _WORKDIR.value)
+        importing = export.prepare_import(_path(_FROM_EXPORT), _path(_WORKDIR))
         return lambda: export.import_export(importing)
-    return lambda: reference.convert_inception(_FROM_INCEPTION.value, _OUT.value)
+    return lambda: reference.convert_inception(_path(_FROM_INCEPTION), _path(_OUT))
 
 
 def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Callable[[], int]:
@@ -206,12 +213,12 @@ def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Call
     if mode == "train":
         from warm_jax import train
 
-        run = train.prepare(config, workdir, _INIT_FROM.value)
+        run = train.prepare(config, workdir, _path(_INIT_FROM))
         return lambda: train.train(run)
     if mode == "sample":
         from warm_jax import generate
 
-        drawing = generate.prepare(config, workdir, _SEEDS.value, _OUT.value, _CHECKPOINT.value)
+        drawing = generate.prepare(config, workdir, _SEEDS.value, _path(_OUT), _CHECKPOINT.value)
         return lambda: generate.sample(drawing)
     if mode == "compare":
         from warm_jax import compare
@@ -226,7 +233,7 @@ def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Call
     if mode == "export":
         from warm_jax.convert import export
 
-        exporting = export.prepare(config, workdir, _OUT.value, _CHECKPOINT.value, tuple(_PLATFORMS.value))
+        exporting = export.prepare(config, workdir, _path(_OUT), _CHECKPOINT.value, tuple(_PLATFORMS.value))
         return lambda: export.export(exporting)
     if mode == "convert":
         return _convert(config)
@@ -238,7 +245,7 @@ def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Call
     from warm_jax import evaluate, reference
 
     if mode == "stats":
-        return lambda: reference.statistics(config, _IMAGES.value, _OUT.value)
+        return lambda: reference.statistics(config, _IMAGES.value, _path(_OUT))
     judging = evaluate.prepare(config, workdir, _IMAGES.value, _CHECKPOINT.value, _PROTOCOL.value, _WATCH.value)
     return lambda: evaluate.evaluate(judging)
 
@@ -268,7 +275,7 @@ def main(argv: list[str]) -> int:
     except (ValueError, OSError) as error:
         return _fail(error, EXIT_USAGE)
     given = flags.FLAGS["config"].config_filename if _CONFIG.value is not None else ""
-    workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(given or "images")
+    workdir = _WORKDIR.value or str(default_workdir(given or "images"))
     with preemption.noted() if _MODE.value in SAVING else contextlib.nullcontext():
         return _run(_MODE.value, _CONFIG.value, workdir)
 
@@ -304,12 +311,12 @@ def share_cores(config: ConfigDict | None, processes: int = 1) -> None:
     jax.config.update("jax_num_cpu_devices", max(fitting, default=1))
 
 
-def _run(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> int:
+def _run(mode: str, config: ConfigDict | None, workdir: str) -> int:
     import jax
 
     program = wrong = None
     try:
-        program = prepare(mode, config, workdir)
+        program = prepare(mode, config, buckets.local(workdir))
     except (ValueError, TypeError, OSError) as error:
         logging.debug("while checking the input", exc_info=True)
         wrong = error

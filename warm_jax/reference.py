@@ -32,7 +32,7 @@ class Reference:
 def load_extractor(config: ConfigDict) -> extract.Extractor:
     """The network that `eval.extractor` names. OSError or ValueError where its weights are missing or wrong."""
     loaders = {
-        "inception": lambda: inception.load(config.eval.inception),
+        "inception": lambda: inception.load(config.eval.inception and workdirs.local(config.eval.inception)),
         "fashion_cnn": fashion.load,
         "efficientnet": efficientnet.load,
     }

@@ -87,9 +87,9 @@ def load(workdir: str | pathlib.Path, checkpoint: int = -1, **settings: Any) -> 
     Of a model that another one guides (`sample.guide`) it is this one alone. FileNotFoundError where there is none,
     ValueError where it cannot be read.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = workdirs.local(str(workdir))
     config = workdirs.load_config(workdir)
-    lacking = [name for name in ("data", "process", "model", "train", "sample", "mesh") if name not in config]
+    lacking = [name for name in ("data", "process", "model", "train", "sample") if name not in config]
     if lacking:
         raise ValueError(f"{workdir / 'config.json'} has no {', '.join(lacking)}; restore it")
     if config.sample.guide:
@@ -139,14 +139,14 @@ def fit(config: ConfigDict, workdir: str | pathlib.Path) -> Model:
 
     InterruptedError where a signal stopped it; what was reached is saved.
     """
-    if train.train(train.prepare(config, pathlib.Path(workdir))):
+    if train.train(train.prepare(config, workdirs.local(str(workdir)))):
         raise InterruptedError("training was stopped by a signal; what was reached is saved, and fit goes on from it")
     return load(workdir)
 
 
 def score(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, float]:
     """Scores the latest checkpoint as `--mode=evaluate` does; the scores by name, also a row of `results.jsonl`."""
-    workdir = pathlib.Path(workdir)
+    workdir = workdirs.local(str(workdir))
     if evaluate.evaluate(evaluate.prepare(config, workdir, "", -1, "once", watch=False)):
         raise InterruptedError("evaluating was stopped by a signal; finished shards are kept, and score goes on")
     row = json.loads((workdir / "results.jsonl").read_text().splitlines()[-1])

@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 from ml_collections import ConfigDict
 
+from warm_jax.data.buckets import local as local  # gs://… as a folder of this machine
 from warm_jax.data.sources import Source
 
 # What a config says of the weights and of the run that made them: with another value, a checkpoint means something

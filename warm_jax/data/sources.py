@@ -8,6 +8,8 @@ lmdb:PATH              LSUN's databases
 arrayrecord:PATH       what `prepare` writes
 tfds:NAME[@SPLIT]      TensorFlow Datasets, prepared as ArrayRecord; also a folder or gs://… that holds one
 cifar10:PATH[@test]    CIFAR-10's binary archive
+
+A PATH may be gs://BUCKET/… where the bucket is mounted (see `buckets`).
 """
 
 import collections
@@ -20,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
-from warm_jax.data import arrays, cifar, files, idx, images, manifest, npz, records
+from warm_jax.data import arrays, buckets, cifar, files, idx, images, manifest, npz, records
 from warm_jax.data.arrays import Items, Source
 
 __all__ = ["Items", "Source", "open_items", "open_source"]
@@ -111,10 +113,6 @@ def open_items(spec: str) -> Items:
         raise ValueError(f"no such data source: {spec!r}; it must be one of {_KINDS}")
     if kind == "tfds":
         return records.open_tfds(rest)
-    if "://" in rest:
-        raise ValueError(
-            f"{spec}: only tfds: reads from {rest.partition('://')[0]}://; copy the file, or mount it (gcsfuse)"
-        )
     if kind == "cifar10":
         test = rest.endswith("@test")
         return cifar.open_cifar10(_path(rest.removesuffix("@test").removesuffix("@train")), "test" if test else "train")
@@ -127,7 +125,7 @@ def open_items(spec: str) -> Items:
 
 
 def _path(text: str) -> pathlib.Path:
-    return pathlib.Path(text).expanduser()
+    return buckets.local(text).expanduser()
 
 
 def _decode(items: Items, index: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, int]:
