@@ -27,6 +27,7 @@ PROGRAMS = (
     "trained",
     "figures",
     "of_models",
+    "speed",
     "convert",
 )
 

@@ -73,6 +73,9 @@ _TOPOLOGY = flags.DEFINE_string(
     "preflight: what to compile for: v5e:4x4 (or v4, v5p, v6e), v5e:smallest (the first that fits), gpu:h100x8 (or "
     "a100, h200), cpu:8. The exit status is 0 also where it does not fit; the JSON file in the workdir says so.",
 )
+_PROFILE = flags.DEFINE_bool(
+    "profile", False, "train: trace ten steps into WORKDIR/profile, for TensorBoard and XProf."
+)
 _FROM_INCEPTION = flags.DEFINE_string("from_inception", "", "convert: the published pt_inception-2015-12-05 file.")
 _FROM_EDM = flags.DEFINE_string("from_edm", "", "convert: one of NVIDIA's network pickles (nothing in it is run).")
 _FROM_EXPORT = flags.DEFINE_string("from_export", "", "convert: a folder that --mode=export wrote.")
@@ -213,7 +216,7 @@ def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Call
     if mode == "train":
         from warm_jax import train
 
-        run = train.prepare(config, workdir, _path(_INIT_FROM))
+        run = train.prepare(config, workdir, _path(_INIT_FROM), _PROFILE.value)
         return lambda: train.train(run)
     if mode == "sample":
         from warm_jax import generate

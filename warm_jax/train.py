@@ -19,10 +19,10 @@ from clu import parameter_overview
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from warm_jax import checkpoint, experiment, family, generate, log, mesh, pictures, pod, preemption, workdirs
+from warm_jax import checkpoint, experiment, family, generate, log, mesh, pictures, pod, preemption, speed, workdirs
 from warm_jax.convert import begin
 from warm_jax.data import pipeline, sources
-from warm_jax.step import BIN_EDGES, State, Totals, abstract_state, compile_step, init_state, learning_rate, zero_totals
+from warm_jax.step import BIN_EDGES, State, Totals, abstract_state, init_state, learning_rate, trace_step, zero_totals
 
 PREVIEW_IMAGES = 64
 _AHEAD = 2  # steps that may be queued on the device before the host waits
@@ -36,6 +36,7 @@ class Run:
     source: sources.Source
     workdir: pathlib.Path
     begins_from: generate.Run | None = None  # whose weights it begins from, if not its own
+    profile: bool = False  # whether a few steps are traced
 
 
 def _open_source(config: ConfigDict) -> sources.Source:
@@ -54,10 +55,11 @@ def _open_source(config: ConfigDict) -> sources.Source:
         raise FileNotFoundError(f"data.source {settings.source} is not there ({error}). {how}") from error
 
 
-def prepare(config: ConfigDict, workdir: pathlib.Path, init_from: str = "") -> Run:
+def prepare(config: ConfigDict, workdir: pathlib.Path, init_from: str = "", profile: bool = False) -> Run:
     """Opens the data, checks everything that can be checked, compiles nothing. ValueError or OSError for bad input.
 
-    `init_from` is a workdir whose weights a run begins from that has no checkpoint yet.
+    `init_from` is a workdir whose weights a run begins from that has no checkpoint yet; with `profile` a few steps are
+    traced.
     """
     experiment.for_training(experiment.build(config))
     experiment.check_batch(config, jax.device_count())
@@ -83,7 +85,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, init_from: str = "") -> R
     if experiment.needs_measuring(config):
         pod.first_then_all("measured", lambda: _measure(config, source, workdir, begun))
         measured = family.Measured(**workdirs.load_measured(workdir))
-    return Run(experiment.for_training(experiment.build(config, measured)), source, workdir, begins_from)
+    return Run(experiment.for_training(experiment.build(config, measured)), source, workdir, begins_from, profile)
 
 
 def _measure(config: ConfigDict, source: sources.Source, workdir: pathlib.Path, begun: bool) -> None:
@@ -157,9 +159,10 @@ def _report(step: int, row: dict[str, float], two_targets: bool) -> None:
     if two_targets:
         heads["residual"] = [row[f"loss_residual/noise_{name}"] for name in bins]
     total = " + ".join(f"{row[f'loss/{head}']:.4f} {head}" for head in heads)
+    utilisation = f"  MFU {row['mfu']:.1%}" if "mfu" in row else ""
     lines = [
         f"step {step:>7}  loss {total}  |gradient| {row['gradient_norm']:.2f}  "
-        f"{row['images_per_second']:.0f} images/s  lr {row['learning_rate']:.2e}",
+        f"{row['images_per_second']:.0f} images/s{utilisation}  lr {row['learning_rate']:.2e}",
         "    noise     " + " ".join(f"{name:>8}" for name in bins),
         *(f"    {head:<10}" + " ".join(f"{value:8.4f}" for value in values) for head, values in heads.items()),
     ]
@@ -211,18 +214,18 @@ class Preview:
         return str(path)
 
 
-def _introduce(run: Run, state: State, compiled_seconds: float, compiled: jax.stages.Compiled) -> None:
+def _introduce(run: Run, state: State, compiled_seconds: float, measure: speed.Speed) -> None:
     exp = run.experiment
     table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     if jax.process_index() == 0:
         workdirs.write_atomically(run.workdir / "parameters.txt", table.encode())
     count = sum(x.size for x in jax.tree.leaves(state.params))
-    flops = (compiled.cost_analysis() or {}).get("flops", 0)
     log.say(f"data: {run.source.spec}, {len(run.source)} images {'×'.join(map(str, run.source.image_shape))}")
     log.say(f"network: {exp.config.model.architecture}, {count:,} parameters ({run.workdir / 'parameters.txt'})")
     log.say(f"devices: {mesh.describe(exp.mesh)}; batch {exp.config.train.batch_size}")
     log.say(experiment.precision_policy(exp.config))
-    log.say(f"compiled the train step in {compiled_seconds:.1f} s; {flops / 1e9:.1f} GFLOP a step and device")
+    work = measure.flops / exp.mesh.size / 1e9
+    log.say(f"compiled the train step in {compiled_seconds:.1f} s; {work:.1f} GFLOP a step and device")
 
 
 def _stop_if_lost(state: State, limit: int, step: int, checkpoints: checkpoint.Checkpoints) -> None:
@@ -269,14 +272,16 @@ def _loop(run: Run, state: State, checkpoints: checkpoint.Checkpoints, metrics: 
     """Steps until the last one or a signal; the host waits for the device only to report, to save and to keep pace."""
     exp, settings = run.experiment, run.experiment.config.train
     started = time.perf_counter()
-    compiled = compile_step(exp)
+    traced = trace_step(exp)
+    compiled, measure = traced.lower().compile(), speed.of_step(traced, settings.batch_size, exp.mesh)
     pod.gather("compiled", "")  # the first step waits for all, but not for as long as a compiler may take
-    _introduce(run, state, time.perf_counter() - started, compiled)
+    _introduce(run, state, time.perf_counter() - started, measure)
     rate, start, stop = learning_rate(exp.config), int(state.step), pod.Stop(_AHEAD)
     put_totals = jax.jit(zero_totals, out_shardings=mesh.replicated(exp.mesh))
     totals, pending, since, reported = put_totals(), collections.deque(), time.perf_counter(), start
     bar = log.progress(settings.steps, initial=start, unit="step", doing="training")
     step, batches = start, _device_batches(run, start)
+    profile = speed.Profile(run.workdir / "profile" if run.profile else None, start)
     while True:
         with jax.transfer_guard("disallow"):  # nothing crosses between host and device unasked: it would wait
             state, totals, value = compiled(state, totals, *next(batches))
@@ -285,11 +290,12 @@ def _loop(run: Run, state: State, checkpoints: checkpoint.Checkpoints, metrics: 
             if len(pending) > _AHEAD:
                 pending.popleft().block_until_ready()
         bar.update()
+        profile.after(step)
         last = step == settings.steps or stop.reached(step)
         if step % settings.log_every == 0 or last:
             row = scalars(totals)
             now = time.perf_counter()
-            row["images_per_second"] = (step - reported) * settings.batch_size / (now - since)
+            row |= measure.row(step - reported, now - since)
             row["learning_rate"] = float(rate(step - 1))
             bar.set_postfix_str(f"{row['images_per_second']:.0f} images/s")
             _report(step, row, row["loss/residual"] > 1e-9)
@@ -307,4 +313,5 @@ def _loop(run: Run, state: State, checkpoints: checkpoint.Checkpoints, metrics: 
             log.say(f"samples: {preview(step, state.ema)}")
         since += time.perf_counter() - paused
     bar.close()
+    profile.close()
     return state, step

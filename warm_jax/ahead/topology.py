@@ -60,6 +60,10 @@ _GPUS = {  # bytes, bfloat16 and float32 TFLOP/s, memory GB/s, NVLink GB/s one w
     "h100": _gpu("H100 SXM 80 GB", 84_978_434_048, 989, 67.0, 3352, 450, 50),
     "h200": _gpu("H200 SXM 141 GB", 150_754_820_096, 989, 67.0, 4800, 450, 50),
 }
+_KINDS = {  # how JAX names them
+    "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e", "A100": "a100", "H100": "h100", "H200": "h200",
+}  # fmt: skip
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8")
 SLICES = {"v4": _CUBES, "v5e": _FLAT, "v5p": (*_CUBES[:-1], "4x4x12", "4x8x8"), "v6e": _FLAT}  # up to 256 chips
@@ -90,6 +94,13 @@ class Target:
     def file_name(self) -> str:
         """`text`, fit for a file's name."""
         return self.text.replace(":", "-")
+
+
+def peak(device_kind: str) -> float:
+    """FLOP/s of bfloat16 products of the device that JAX calls `device_kind`, by its maker; 0 where it is not known."""
+    words = re.split(r"[ -]", device_kind)
+    name = _KINDS.get(device_kind) or next((_KINDS[word] for word in words if word in _KINDS), "")
+    return {**_TPUS, **_GPUS}[name].bf16 if name else 0.0
 
 
 def _there_is() -> str:

@@ -1,0 +1,68 @@
+"""How fast training is, also as a share of what its chips can do (MFU), and a trace of some of its steps."""
+
+import dataclasses
+import pathlib
+
+import jax
+
+from warm_jax import log
+from warm_jax.ahead import flops, topology
+
+TRACED_STEPS, _FIRST = 10, 5  # after the first steps, which wait for input and allocate
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """What steps are measured by.
+
+    Attributes:
+      images: In a step.
+      devices: That share it.
+      flops: Of the convolutions and products of a step, all devices together, as traced (`ahead.flops`).
+      peak: FLOP/s of a device, by its maker; 0 where it is not known, as of a CPU.
+    """
+
+    images: int
+    devices: int
+    flops: float
+    peak: float
+
+    def row(self, steps: int, seconds: float) -> dict[str, float]:
+        """Images a second, of all devices and of each, and the model FLOPs utilisation, of `steps` in `seconds`."""
+        rate = steps / seconds
+        found = {
+            "images_per_second": rate * self.images,
+            "images_per_second_per_device": rate * self.images / self.devices,
+        }
+        return found | ({"mfu": rate * self.flops / (self.devices * self.peak)} if self.peak else {})
+
+
+def of_step(traced: jax.stages.Traced, images: int, mesh: jax.sharding.Mesh) -> Speed:
+    """The speed of a traced train step of `images`, over a mesh."""
+    return Speed(images, mesh.size, flops.count(traced.jaxpr).total, topology.peak(mesh.devices.flat[0].device_kind))
+
+
+class Profile:
+    """A trace of `TRACED_STEPS` steps of this process, for TensorBoard and XProf; of none where `folder` is None."""
+
+    def __init__(self, folder: pathlib.Path | None, start: int):
+        self._folder, self._first, self._on = folder, start + _FIRST, False
+
+    def after(self, step: int) -> None:
+        """Begins or ends the trace, where `step` is the one for it."""
+        if self._folder is None:
+            return
+        if step == self._first:
+            jax.profiler.start_trace(str(self._folder))
+            self._on = True
+        elif step == self._first + TRACED_STEPS:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the trace, should one be running."""
+        if self._on:
+            jax.profiler.stop_trace()
+            self._on = False
+            log.say(
+                f"a trace is in {self._folder}: tensorboard --logdir={self._folder}, with tensorboard-plugin-profile"
+            )
