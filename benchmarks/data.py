@@ -7,6 +7,7 @@ The images are made here: smooth colour with noise, which compresses about as ph
 """
 
 import argparse
+import contextlib
 import io
 import os
 import pathlib
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from warm_jax import prepare
 from warm_jax.data import arrays, augment, images, pipeline, sources
 
 
@@ -49,6 +51,17 @@ def make_zip(path: pathlib.Path, count: int, side: int, kind: str) -> str:
             content = stream.getvalue() if kind == "JPEG" else images.encode_png(pixels)
             archive.writestr(f"{i:06d}.{kind.lower()}", content)
     return f"zip:{path}"
+
+
+def containers(path: str) -> dict[str, str]:
+    """The same images in a zip, a folder and an ArrayRecord, as sources."""
+    file = pathlib.Path(path.removeprefix("zip:"))
+    with zipfile.ZipFile(file) as archive:
+        archive.extractall(file.with_suffix(""))  # our own, just made
+    records = file.with_suffix(".arrayrecord")
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        prepare.run(path, str(records))
+    return {"zip": path, "folder": f"folder:{file.with_suffix('')}", "ArrayRecord": f"arrayrecord:{records}"}
 
 
 def rate(source, batch_size: int, seconds: float, **options) -> float:
@@ -85,14 +98,19 @@ def main() -> None:
             memory = arrays.from_arrays("memory", np.frombuffer(pixels, np.uint8).reshape(-1, side, side, 3))
             in_memory = rate(memory, batch_size, seconds)
             for kind in ("PNG", "JPEG"):
-                source = sources.open_source(make_zip(pathlib.Path(folder, f"{side}{kind}.zip"), count, side, kind))
-                numbers = [
-                    in_memory,
-                    decoding(source, seconds),
-                    rate(source, batch_size, seconds, memory_limit=0),
-                    rate(source, batch_size, seconds, memory_limit=0, num_workers=2),
-                ]
-                print(f"| {side}² {kind} in a zip | {batch_size} | " + " | ".join(f"{n:,.0f}" for n in numbers) + " |")
+                made = containers(make_zip(pathlib.Path(folder, f"{side}{kind}.zip"), count, side, kind))
+                for container, spec in made.items():
+                    if container == "ArrayRecord" and kind == "JPEG":
+                        continue  # `prepare` writes PNG
+                    source = sources.open_source(spec)
+                    numbers = [
+                        in_memory,
+                        decoding(source, seconds),
+                        rate(source, batch_size, seconds, memory_limit=0),
+                        rate(source, batch_size, seconds, memory_limit=0, num_workers=2),
+                    ]
+                    cells = " | ".join(f"{number:,.0f}" for number in numbers)
+                    print(f"| {side}² {kind}, {container} | {batch_size} | {cells} |", flush=True)
     print("\n| augmentation | Mflop an image | of a CIFAR-10 DDPM++ step | images a second here |\n|---|---|---|---|")
     for side in (32, 64, 128):
         batch = jnp.zeros((16, side, side, 3))

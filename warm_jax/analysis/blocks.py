@@ -7,6 +7,7 @@ from warm_jax.analysis.contents import Picture
 from warm_jax.analysis.markup import Html, tag
 
 _MOST = 12  # items of a list that are shown
+_PANELS = 1000  # pixels: a wider picture is of several panels, and needs the page's width
 
 
 def flat(tree: dict, prefix: str = "") -> dict[str, object]:
@@ -48,7 +49,7 @@ def figure(picture: Picture, title: str, caption: str = "") -> Html:
     encoded = base64.b64encode(picture.content).decode()
     size = {"width": picture.width, "height": picture.height}
     image = tag("img", src=f"data:image/png;base64,{encoded}", alt=f"{title} {caption}".strip(), **size)
-    wide = " wide" if picture.width > 2 * picture.height else ""
+    wide = " wide" if picture.width > min(2 * picture.height, _PANELS) else ""
     return tag("figure", image, tag("figcaption", tag("strong", title), " ", caption), class_=f"picture{wide}")
 
 
