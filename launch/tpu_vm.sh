@@ -311,7 +311,7 @@ watch() {
   if $dry_run; then
     echo "# every $poll s, until the training has ended:"
     on 0 "$state_script"
-    echo "# cut off, or ended with 75: again, at most $retry times, where the machine is gone on a new one"
+    echo "# cut off, or ended with anything but 0 and 2: again, at most $retry times, where the machine is gone on a new one"
     ! $delete_after || remove
     return
   fi
@@ -319,11 +319,11 @@ watch() {
     state=$(on 0 "$state_script" 2>/dev/null | tail -n 1) || state=''
     case $state in
       'ended 0') break ;;
-      running | '' | 'cut off' | 'not started' | 'ended 75' | 'ended 143') ;;
-      *) # its own fault: again would end the same
+      'ended 2') # its own fault: again would end the same
         say "error: the training $state; see '$0 logs', and do not forget '$0 delete'"
         return 1
         ;;
+      *) ;; # a host that dies makes the others fail too, before it is known why
     esac
     machine=READY
     [[ $state == running ]] || machine=$(ask tpu-vm state)

@@ -248,7 +248,13 @@ def test_roofline_by_hand():
 def refused(total, *, topology_text="v5e:2x2", **changes):
     """What is found of a train step that wants `total` bytes a chip."""
     (target,) = topology.parse(topology_text)
-    row = {"batch": 256, "flops": {"bfloat16": 1e12, "float32": 0.0}, "seconds_to_compile": 1.0, "cpu_seconds": 1.0}
+    row = {
+        "batch": 256,
+        "devices": 8,
+        "flops": {"bfloat16": 1e12, "float32": 0.0},
+        "seconds_to_compile": 1.0,
+        "cpu_seconds": 1.0,
+    }
     found = {"topology": target.text, "chip": target.chip._asdict(), "devices": target.devices, "link": target.link}
     found |= {
         "batch_size": 256,

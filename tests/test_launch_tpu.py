@@ -163,7 +163,7 @@ def test_it_begins_again_on_what_there_is(tpu, tmp_path):
 
 @pytest.mark.parametrize(
     ("plans", "status", "words"),
-    [(["75", "75"], 75, "after 1 new starts"), (["2"], 1, "ended 2"), (["75", "1"], 1, "ended 1")],
+    [(["75", "75"], 75, "after 1 new starts"), (["2"], 1, "ended 2"), (["75", "1"], 75, "ended 1")],
 )
 def test_it_gives_up(tpu, tmp_path, plans, status, words):
     done = tpu("all", "--retry=1", plans=plans)

@@ -108,7 +108,7 @@ def test_refused_requests(linear, tmp_path, rng):
     save(tmp_path, tiny.config(), rng)
     model = warm_jax.load(tmp_path)
     for seeds, labels, named in (
-        ([], None, "at least one number"),
+        ([], None, "at least one whole number"),
         ([-1], None, "0 to 2\\^32"),
         ([0], 10, "labels are 10; this model knows 10 classes"),
         ([0, 1], [1, 2, 3], "3 labels for 2 seeds"),

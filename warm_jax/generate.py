@@ -346,8 +346,9 @@ def sample(run: Run) -> int:
         part = pod.index() if pod.count() > 1 else None
         return store.File(run.out, made, part) if one_file else store.Folder(run.out, made)
 
-    pod.first_then_all("stale images are gone", open_store)
-    kept = open_store()
+    opened: list[store.File | store.Folder] = []
+    pod.first_then_all("stale images are gone", lambda: opened.append(open_store()))
+    kept = opened[0] if opened else open_store()
     todo, draw = kept.missing(own), run.sampler()
     share = f" (process 0 of {pod.count()})" if pod.count() > 1 else ""
     log.say(f"checkpoint of step {step}; {len(todo)} of {len(own)} images to draw{share}, {draw.batch_size} at a time")

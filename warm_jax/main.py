@@ -295,6 +295,7 @@ def _facts(config: ConfigDict | None) -> dict[str, object]:
         code.update(f"{path.relative_to(package)} {path.stat().st_size} ".encode() + path.read_bytes())
     facts = {"code of warm_jax": code.hexdigest()[:12], "jax": jax.__version__, "python": sys.version.split()[0]}
     facts |= {f"--{name}": flags.FLAGS[name].value for name in _SAME_FLAGS}
+    facts["--init_from is given"] = bool(_INIT_FROM.value)
     return facts | (workdirs.flat(config) if config is not None else {})
 
 
@@ -311,7 +312,8 @@ def share_cores(config: ConfigDict | None, processes: int = 1) -> None:
     cores = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     parts = max(1, config.train.accumulation) * processes
     fitting = [n for n in range(1, cores + 1) if config.train.batch_size % (n * parts) == 0]
-    jax.config.update("jax_num_cpu_devices", max(fitting, default=1))
+    whole = [n for n in fitting if n * processes % config.mesh.fsdp == 0] if "mesh" in config else []
+    jax.config.update("jax_num_cpu_devices", max(whole or fitting, default=1))
 
 
 def _run(mode: str, config: ConfigDict | None, workdir: str) -> int:
@@ -323,6 +325,11 @@ def _run(mode: str, config: ConfigDict | None, workdir: str) -> int:
     except (ValueError, TypeError, OSError) as error:
         logging.debug("while checking the input", exc_info=True)
         wrong = error
+        if mode in SAVING and preemption.requested():  # it waited for something that did not come
+            return _leave(preemption.EXIT_AGAIN)
+    except Exception as error:
+        _end_the_pod(error)
+        raise
     try:
         pod.all_or_none("prepared", wrong)
     except (ValueError, TypeError, OSError) as error:
@@ -334,10 +341,15 @@ def _run(mode: str, config: ConfigDict | None, workdir: str) -> int:
         status = _fail(error, EXIT_USAGE if mode in (*WITHOUT_CONFIG, "stats") else EXIT_FAILED)
         return _leave(status, str(error))
     except Exception as error:
-        if pod.count() > 1:  # the others would wait for this one
-            traceback.print_exc()
-            pod.end(EXIT_FAILED, str(error))
+        _end_the_pod(error)
         raise
+
+
+def _end_the_pod(error: Exception) -> None:
+    """Of an error that nobody thought of: the others would wait for this process."""
+    if pod.count() > 1:
+        traceback.print_exc()
+        pod.end(EXIT_FAILED, str(error))
 
 
 def _leave(status: int, why: str = "") -> int:

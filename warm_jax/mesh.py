@@ -1,5 +1,6 @@
 """Devices: the mesh, and how arrays lie on it. Nothing else in the project names a device."""
 
+import functools
 import math
 
 import jax
@@ -18,18 +19,22 @@ def make_mesh(count: int | None = None, *, local: bool = False, fsdp: int = 1) -
     return over(sorted(devices, key=lambda device: (device.process_index, device.id))[:count], fsdp)
 
 
+def check_divides(fsdp: int, devices: int) -> None:
+    """Raises ValueError, with the choices, where groups of `fsdp` do not make up the devices."""
+    if fsdp < 1 or devices % fsdp:
+        fitting = [n for n in range(1, devices + 1) if devices % n == 0]
+        raise ValueError(
+            f"mesh.fsdp is {fsdp}, which does not divide {devices} device(s); use one of {', '.join(map(str, fitting))}"
+        )
+
+
 def over(devices: list, fsdp: int = 1) -> Mesh:
     """A mesh of two axes, of devices that need not be here; batches are split over both.
 
     Parameters are divided over groups of `fsdp` devices that lie next to each other. ValueError where `fsdp` does not
     divide the devices.
     """
-    if fsdp < 1 or len(devices) % fsdp:
-        fitting = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
-        raise ValueError(
-            f"mesh.fsdp is {fsdp}, which does not divide {len(devices)} device(s); "
-            f"use one of {', '.join(map(str, fitting))}"
-        )
+    check_divides(fsdp, len(devices))
     # Auto on purpose: shardings are given at the borders of a step, and the compiler finds the rest.
     grid = np.array(devices).reshape(-1, fsdp)
     return Mesh(grid, (BATCH_AXIS, PARAMETER_AXIS), axis_types=(AxisType.Auto, AxisType.Auto))
@@ -69,7 +74,12 @@ def whole(mesh: Mesh, tree: PyTree) -> PyTree:
     """A tree of divided arrays as replicated ones; as it is where nothing is divided. All processes must ask."""
     if mesh.shape[PARAMETER_AXIS] == 1:
         return tree
-    return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+    return _gathered(replicated(mesh))(tree)
+
+
+@functools.cache
+def _gathered(where: NamedSharding):
+    return jax.jit(lambda tree: tree, out_shardings=where)
 
 
 def describe(mesh: Mesh) -> str:

@@ -1,8 +1,8 @@
 """Images for people: the one rule from model units to bytes, grids, PNG files."""
 
 import math
-import os
 import pathlib
+import secrets
 
 import jax.numpy as jnp
 import numpy as np
@@ -57,9 +57,12 @@ def scale_for_people(images: UInt8[np.ndarray, "n h w c"]) -> int:
 def save_png(path: pathlib.Path, image: UInt8[np.ndarray, "h w c"], scale: int = 1) -> None:
     """Writes a PNG in one piece or not at all; `scale` repeats pixels. Grey for one channel, RGB for three."""
     image = image.repeat(scale, 0).repeat(scale, 1)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(part, format="PNG")
-    part.replace(path)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # of its own, on any host
+    try:
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(part, format="PNG")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load_png(path: pathlib.Path) -> UInt8[np.ndarray, "h w c"]:

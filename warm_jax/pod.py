@@ -93,8 +93,10 @@ class _Pod:
         """Another process has failed: the main thread may wait for it in a collective, so it is not asked."""
         if not self.closing.wait(_GRACE_SECONDS):
             print(f"error: {what}; this process ends with it", file=sys.stderr, flush=True)
-            self.put(f"warm_jax/gone/{self.place.process}", "")
-            os._exit(1)
+            try:
+                self.put(f"warm_jax/gone/{self.place.process}", "")
+            finally:
+                os._exit(1)
 
 
 _pod: _Pod | None = None

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 
 import jax
 from ml_collections import ConfigDict
@@ -61,6 +62,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, text: str) -> Run:
     for target in targets:
         try:
             experiment.check_batch(config, target.devices)
+            mesh.check_divides(config.mesh.fsdp, target.devices)
             fitting.append(target)
         except ValueError as error:
             refused = refused or error
@@ -111,19 +113,28 @@ def _ask(config: ConfigDict, target: topology.Target) -> dict:
             said = [line.strip() for line in complaints if line.strip()]
         if done.returncode or not answer.exists():
             reason = [line for line in said if re.match(r"[\w.]*(Error|Exception)\b", line)] or said
-            raise OSError(f"the compiler for {target.text} failed (status {done.returncode}): {' '.join(reason[-1:])}")
+            killed = "; it was killed, as where a machine has too little memory" if done.returncode == -9 else ""
+            why = f"the compiler for {target.text} failed (status {done.returncode}{killed}): {' '.join(reason[-1:])}"
+            if not answer.exists():
+                raise OSError(why)
+            return json.loads(answer.read_text()) | {"unfinished": why}
         return json.loads(answer.read_text())
 
 
 # ── In the process of its own ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def examine(config: ConfigDict, target: topology.Target) -> dict:
-    """Compiles the train step and the sampling loop of `config` for `target`; what `report.text` shows, for JSON."""
+def examine(config: ConfigDict, target: topology.Target) -> Iterator[dict]:
+    """Compiles the train step and the sampling loop of `config` for `target`; what `report.text` shows, for JSON.
+
+    It comes after each program: what took long to compile is not lost where the next one fails.
+    """
     built, devices = experiment.build(config), topology.devices(target)
     exp = experiment.for_training(built, devices)
     weights = jax.eval_shape(exp.model.init, jax.random.key(0))
-    draw = generate.Sampler(dataclasses.replace(built, mesh=mesh.over(devices)))  # where nothing is divided
+    # Each process samples on its own devices, where nothing is divided.
+    host = [device for device in devices if device.process_index == devices[0].process_index]
+    draw = generate.Sampler(dataclasses.replace(built, mesh=mesh.over(host)))
     found = {
         "topology": target.text,
         "chip": target.chip._asdict(),
@@ -140,15 +151,17 @@ def examine(config: ConfigDict, target: topology.Target) -> dict:
         "patch_size": config.model.patch_size,
         "assumed": list(roofline.ASSUMED),
     }
-    programs = found["programs"] = {}
-    programs["train step"] = _examine("train step", step.trace_step(exp), target, config.train.batch_size)
+    programs, found["fits"] = {}, None
+    found["programs"] = programs
+    programs["train step"] = _examine("train step", step.trace_step(exp), target, config.train.batch_size, len(devices))
     if config.model.remat:
         programs["train step"]["recomputed"] = _recomputed(exp, programs["train step"]["flops"], target)
+    yield found
     if programs["train step"]["fits"] is not False:
-        programs["sampling loop"] = _examine("sampling loop", draw.trace(weights), target, draw.batch_size)
+        programs["sampling loop"] = _examine("sampling loop", draw.trace(weights), target, draw.batch_size, len(host))
     verdicts = [one["fits"] for one in programs.values()]
     found["fits"] = None if None in verdicts else all(verdicts)
-    return found
+    yield found
 
 
 def _state_bytes(exp: experiment.Experiment) -> int:
@@ -166,12 +179,12 @@ def _recomputed(exp: experiment.Experiment, total: dict, target: topology.Target
     return sum(total.values()) - flops.count(step.trace_step(plain).jaxpr).total / target.devices
 
 
-def _examine(name: str, traced, target: topology.Target, batch: int) -> dict:
-    """One program: its FLOPs, memory and traffic a chip, and the roofline of them."""
-    print(f"compiling the {name} for {target.devices} × {target.chip.name} …", end=" ", flush=True)
+def _examine(name: str, traced, target: topology.Target, batch: int, devices: int) -> dict:
+    """One program on `devices` of the target: its FLOPs, memory and traffic a chip, and the roofline of them."""
+    print(f"compiling the {name} for {devices} × {target.chip.name} …", end=" ", flush=True)
     started, busy = time.perf_counter(), time.process_time()
-    work = flops.count(traced.jaxpr).times(1 / target.devices)
-    row = {"batch": batch, "flops": work._asdict()}
+    work = flops.count(traced.jaxpr).times(1 / devices)
+    row = {"batch": batch, "devices": devices, "flops": work._asdict()}
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
@@ -183,7 +196,7 @@ def _examine(name: str, traced, target: topology.Target, batch: int) -> dict:
     print(f"{row['seconds_to_compile']:.0f} s{'' if compiled else ': refused, too large'}", flush=True)
     if compiled is None:
         return row | {"fits": False, "memory": needed}
-    moved, chip = hlo.traffic(compiled.as_text(), target.devices), target.chip
+    moved, chip = hlo.traffic(compiled.as_text(), devices), target.chip
     row["memory"] = report.memory(compiled.memory_analysis())
     row["fits"] = None if chip.memory is None else row["memory"]["total"] <= chip.memory * chip.usable
     cost = compiled.cost_analysis() or {}
@@ -207,8 +220,8 @@ def main(asked: str, answer: str) -> None:
     """Reads the request of `_ask`, writes what `examine` finds."""
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     request = json.loads(pathlib.Path(asked).read_text())
-    found = examine(ConfigDict(request["config"]), topology.parse(request["topology"])[0])
-    workdirs.write_atomically(pathlib.Path(answer), json.dumps(found).encode())
+    for found in examine(ConfigDict(request["config"]), topology.parse(request["topology"])[0]):
+        workdirs.write_atomically(pathlib.Path(answer), json.dumps(found).encode())
 
 
 if __name__ == "__main__":

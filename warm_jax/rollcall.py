@@ -136,7 +136,7 @@ def meet(place: Place, facts: Mapping[str, object], seconds: float) -> None:
     TimeoutError, naming who is missing and what to run there, where that is not so within `seconds`; ValueError, in
     every process alike, where one has other facts.
     """
-    facts = json.loads(json.dumps(dict(facts), default=str))
+    facts = json.loads(json.dumps({"--processes": place.processes, **facts}, default=str))
     missing, wrong = (_call if place.process == 0 else _answer)(place, facts, seconds)
     if missing:
         raise TimeoutError(missing)
@@ -170,7 +170,11 @@ def _call(place: Place, mine: dict, seconds: float) -> tuple[str, str]:
             except (OSError, ValueError, KeyError, TypeError):  # nobody came, or a stranger
                 continue
             number = said["process"]
-            connections.append(connection)
+            gone = [i for i, one in enumerate(connections) if one[0] == number and _is_closed(one[1])]
+            for i in gone:  # it was started again
+                connections.pop(i)[1].close()
+                came.pop(number)
+            connections.append((number, connection))
             if number in came:
                 wrong = f"two processes say that they are process {number}: on {came[number]['host']} and on "
                 wrong += f"{said['host']}; give each its own --process"
@@ -179,7 +183,7 @@ def _call(place: Place, mine: dict, seconds: float) -> tuple[str, str]:
             if wrong:  # the others should hear of it too, if they come soon
                 until = min(until, time.monotonic() + _LATE_SECONDS)
         missing = "" if wrong else _who_is_missing(place, came, seconds)
-        for connection in connections:
+        for _, connection in connections:
             with connection:
                 _write(connection, {"missing": missing, "wrong": wrong})
                 connection.settimeout(2.0)
@@ -188,10 +192,23 @@ def _call(place: Place, mine: dict, seconds: float) -> tuple[str, str]:
     return missing, wrong
 
 
+def _is_closed(connection: socket.socket) -> bool:
+    """Whether the other side has gone: a process that was ended, and is started again."""
+    connection.setblocking(False)
+    try:
+        return connection.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        connection.setblocking(True)
+
+
 def _heard(connection: socket.socket, place: Place) -> dict:
     """What a process says of itself. ValueError, KeyError or TypeError where it is not one of ours."""
     said = _read(connection, 5.0)
-    if said["process"] not in range(1, place.processes) or not isinstance(said["facts"], dict):
+    if type(said["process"]) is not int or said["process"] < 1 or not isinstance(said["facts"], dict):
         raise ValueError("not a process of this job")
     return {"process": int(said["process"]), "host": str(said["host"]), "facts": said["facts"]}
 
@@ -239,16 +256,19 @@ def _who_is_missing(place: Place, came: dict[int, dict], seconds: float) -> str:
         return ""
     names = [f"{number} ({place.hosts[number]})" if place.hosts else str(number) for number in absent]
     here = ", ".join(f"{number} on {said['host']}" for number, said in sorted(came.items())) or "none"
-    commands = [f"  {command_for(number)}" for number in absent[:8]] + (["  …"] if len(absent) > 8 else [])
+    commands = [command_for(number) for number in absent[:8]] + (["…"] if len(absent) > 8 else [])
     return (
         f"of {place.processes} processes {', '.join(names)} did not come to {place.coordinator} within {seconds:g} s "
-        f"(came: 0 on {socket.gethostname()}, {here}). Run there:\n" + "\n".join(commands)
+        f"(came: 0 on {socket.gethostname()}, {here}). Run there: " + "  or  ".join(commands)
     )
 
 
 def command_for(process: int) -> str:
     """The command line of this process, as process `process` would have it."""
-    argv = [re.sub(r"^(--?process=).*", rf"\g<1>{process}", argument) for argument in sys.argv[1:]]
+    argv, named = [], False
+    for argument in sys.argv[1:]:
+        argv.append(str(process) if named else re.sub(r"^(--?process=).*", rf"\g<1>{process}", argument))
+        named = argument in ("--process", "-process")
     before = f"{PREFIX}PROCESS={process} " if f"{PREFIX}PROCESS" in os.environ else ""
     return f"{before}python -m warm_jax.main {shlex.join(argv)}"
 

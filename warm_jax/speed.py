@@ -5,7 +5,7 @@ import pathlib
 
 import jax
 
-from warm_jax import log
+from warm_jax import experiment, log, step
 from warm_jax.ahead import flops, topology
 
 TRACED_STEPS, _FIRST = 10, 5  # after the first steps, which wait for input and allocate
@@ -37,25 +37,30 @@ class Speed:
         return found | ({"mfu": rate * self.flops / (self.devices * self.peak)} if self.peak else {})
 
 
-def of_step(traced: jax.stages.Traced, images: int, mesh: jax.sharding.Mesh) -> Speed:
-    """The speed of a traced train step of `images`, over a mesh."""
-    return Speed(images, mesh.size, flops.count(traced.jaxpr).total, topology.peak(mesh.devices.flat[0].device_kind))
+def of_step(exp: experiment.Experiment, traced: jax.stages.Traced) -> Speed:
+    """The speed of a traced train step. What `model.remat` computes again is no model's FLOPs, and not counted."""
+    if exp.config.model.remat:
+        network = exp.model.network.clone(remat=())
+        traced = step.trace_step(dataclasses.replace(exp, model=dataclasses.replace(exp.model, network=network)))
+    total, kind = flops.count(traced.jaxpr).total, exp.mesh.devices.flat[0].device_kind
+    return Speed(exp.config.train.batch_size, exp.mesh.size, total, topology.peak(kind))
 
 
 class Profile:
-    """A trace of `TRACED_STEPS` steps of this process, for TensorBoard and XProf; of none where `folder` is None."""
+    """A trace of `TRACED_STEPS` steps of process 0, for TensorBoard and XProf; of none where `folder` is None."""
 
     def __init__(self, folder: pathlib.Path | None, start: int):
-        self._folder, self._first, self._on = folder, start + _FIRST, False
+        self._folder = folder if jax.process_index() == 0 else None
+        self._first, self._on = start + _FIRST, False
 
-    def after(self, step: int) -> None:
-        """Begins or ends the trace, where `step` is the one for it."""
+    def after(self, number: int) -> None:
+        """Begins or ends the trace, where step `number` is the one for it."""
         if self._folder is None:
             return
-        if step == self._first:
+        if number == self._first and not self._on:
             jax.profiler.start_trace(str(self._folder))
             self._on = True
-        elif step == self._first + TRACED_STEPS:
+        elif number == self._first + TRACED_STEPS:
             self.close()
 
     def close(self) -> None:

@@ -110,7 +110,8 @@ def _restore(run: Run, checkpoints: checkpoint.Checkpoints) -> State:
         # Each its own buffers: the state is donated.
         return state._replace(params=jax.tree.map(jnp.copy, weights), ema=jax.tree.map(jnp.copy, weights))
     step, items = found
-    checkpoints.set_aside_after(step)
+    pod.first_then_all("set aside", lambda: checkpoints.set_aside_after(step))
+    checkpoints.steps()  # all read anew what is there
     log.say(f"resuming from the checkpoint of step {step} in {checkpoints.folder}")
     return State(*items["train"])._replace(ema=items["ema"])
 
@@ -119,7 +120,14 @@ def _save(checkpoints: checkpoint.Checkpoints, step: int, state: State, wait: bo
     """Saves unless the last losses were not finite: the last good checkpoint stays the newest."""
     if int(state.nonfinite) == 0:
         pod.first_then_all("room", lambda: checkpoints.check_room(state))
-        checkpoints.save(step, state._replace(ema=None), state.ema, wait=wait)
+        error = None
+        try:
+            checkpoints.save(step, state._replace(ema=None), state.ema, wait=wait)
+        except OSError as failed:
+            error = failed
+        said = "; ".join(filter(None, pod.gather("saved", str(error or ""))))
+        if said:  # all go on, or none
+            raise error or OSError(said)
 
 
 def _try(work: Callable[[], None], step: int, metrics: log.Log) -> None:
@@ -209,8 +217,11 @@ class Preview:
             return f"none: {error}"
         path = self.folder / f"{step:08d}.png"
         if jax.process_index() == 0:
-            self.folder.mkdir(exist_ok=True)
-            pictures.save_png(path, pictures.grid(images, self.columns), scale=pictures.scale_for_people(images))
+            try:
+                self.folder.mkdir(exist_ok=True)
+                pictures.save_png(path, pictures.grid(images, self.columns), scale=pictures.scale_for_people(images))
+            except OSError as error:  # as of a full disk
+                return f"none: {error}"
         return str(path)
 
 
@@ -273,7 +284,7 @@ def _loop(run: Run, state: State, checkpoints: checkpoint.Checkpoints, metrics: 
     exp, settings = run.experiment, run.experiment.config.train
     started = time.perf_counter()
     traced = trace_step(exp)
-    compiled, measure = traced.lower().compile(), speed.of_step(traced, settings.batch_size, exp.mesh)
+    compiled, measure = traced.lower().compile(), speed.of_step(exp, traced)
     pod.gather("compiled", "")  # the first step waits for all, but not for as long as a compiler may take
     _introduce(run, state, time.perf_counter() - started, measure)
     rate, start, stop = learning_rate(exp.config), int(state.step), pod.Stop(_AHEAD)

@@ -2,8 +2,8 @@
 
 import io
 import json
-import os
 import pathlib
+import secrets
 import tempfile
 import zipfile
 
@@ -48,9 +48,12 @@ def check_new(workdir: pathlib.Path) -> None:
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
     """The file is there whole, or as it was."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(content)
-    part.replace(path)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # of its own, on any host
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def save_config(config: ConfigDict, workdir: pathlib.Path) -> None:

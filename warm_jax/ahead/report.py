@@ -43,8 +43,10 @@ def may_fit(found: dict, target: Target) -> bool:
 def remedies(found: dict) -> list[str]:
     """What makes the programs smaller, the cheapest first; numbers by the same rule as `may_fit`."""
     if found["programs"]["train step"]["fits"]:
-        fewer = max(found["devices"], found["programs"]["sampling loop"]["batch"] // 2)
-        return [f"batch: --config.sample.batch_size={fewer}: the images are the same", "more chips"]
+        sampling = found["programs"]["sampling loop"]
+        fewer = max(sampling["devices"], sampling["batch"] // 2)
+        lines = [f"batch: --config.sample.batch_size={fewer}: the images are the same"]
+        return [*(lines if fewer < sampling["batch"] else []), "chips with more memory"]
     needed, batch = found["programs"]["train step"]["memory"].get("total", 0), found["batch_size"]
     state, limit = found["state_bytes"], found["chip"]["memory"] * found["chip"]["usable"]
     parts, lines = found["devices"] * found["accumulation"], []
@@ -139,8 +141,12 @@ def _time_rows(found: dict, rows: list[dict]) -> list[tuple]:
 
     def hours(line: dict, row: dict) -> str:
         images = found["images_in_all"] if row is rows[0] else 50_000
-        seconds = images / row["batch"] * line["seconds"]
+        seconds = images / row["batch"] * line["seconds"] * row["devices"] / found["devices"]
         return f"{f'{seconds / 3600:,.2f} h' if seconds > 360 else _si(seconds, 's')} for {_si(images, '').strip()}"
+
+    def rate(line: dict, row: dict) -> float:
+        """Of all chips: where a program runs on a host's, each host has its own."""
+        return row["batch"] / line["seconds"] * found["devices"] / row["devices"]
 
     ridge = next(line for line in lines if line)["ridge"]
     times = {"computing": "compute", "memory traffic": "memory", "collectives": "network"}
@@ -149,7 +155,7 @@ def _time_rows(found: dict, rows: list[dict]) -> list[tuple]:
         *((f"time of {name}", *cells(lambda line, _, key=key: _si(line[key], "s"))) for name, key in times.items()),
         ("time of one run, AT LEAST", *cells(lambda line, _: _si(line["seconds"], "s"))),
         ("  limited by", *cells(lambda line, _: line["limit"])),
-        ("images/s, AT MOST", *cells(lambda line, row: f"{row['batch'] / line['seconds']:,.0f}")),
+        ("images/s, AT MOST", *cells(lambda line, row: f"{rate(line, row):,.0f}")),
         ("time for all images, AT LEAST", *cells(hours)),
     ]
 
@@ -159,7 +165,8 @@ def text(found: dict) -> str:
     names, rows = list(found["programs"]), list(found["programs"].values())
     table = [
         ("", *names),
-        ("images, a chip", *(f"{row['batch']}, {row['batch'] / found['devices']:g}" for row in rows)),
+        ("images, a chip", *(f"{row['batch']}, {row['batch'] / row['devices']:g}" for row in rows)),
+        ("chips that share them", *(f"{row['devices']}" for row in rows)),
         ("compiled in", *(f"{row['seconds_to_compile']:.0f} s" for row in rows)),
         ("  on this machine's cores together", *(f"{row['cpu_seconds']:.0f} s" for row in rows)),
         *_memory_rows(found, rows),
@@ -173,6 +180,8 @@ def text(found: dict) -> str:
         f"{found['dtype']}, batch {found['batch_size']}",
         *("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in table),
     ]
+    if "unfinished" in found:
+        lines.append(f"UNFINISHED after the {names[-1]}: {found['unfinished']}")
     if found["fits"] is False:
         which = ", ".join(name for name, row in found["programs"].items() if row["fits"] is False)
         lines += [f"DOES NOT FIT: {which}. What helps:", *(f"  - {line}" for line in remedies(found))]
@@ -189,6 +198,8 @@ def _notes(found: dict, rows: list[dict]) -> list[str]:
         notes.append("  - cuDNN and cuBLAS choose kernels on the device: what these need for themselves is not counted")
     if found["dtype"] == "float32" and found["chip"]["platform"] == "tpu":
         notes.append("  - float32 products take six bfloat16 passes (model.dtype=bfloat16 takes one)")
+    if rows[-1]["devices"] < found["devices"]:
+        notes.append("  - each host samples by itself, one process a host, without a guide")
     if unknown := max(row.get("unknown_loops", 0) for row in rows):
         notes.append(f"  - {unknown} loop(s) of unknown length count once")
     return notes

@@ -98,7 +98,7 @@ class Target:
 
 def peak(device_kind: str) -> float:
     """FLOP/s of bfloat16 products of the device that JAX calls `device_kind`, by its maker; 0 where it is not known."""
-    words = re.split(r"[ -]", device_kind)
+    words = [] if re.search(r"PCIe|NVL|MIG", device_kind, re.IGNORECASE) else re.split(r"[ -]", device_kind)
     name = _KINDS.get(device_kind) or next((_KINDS[word] for word in words if word in _KINDS), "")
     return {**_TPUS, **_GPUS}[name].bf16 if name else 0.0
 

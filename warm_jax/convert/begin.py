@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, PyTree
 from ml_collections import ConfigDict
 
-from warm_jax import experiment, generate, log, workdirs
+from warm_jax import experiment, generate, log, mesh, pod, workdirs
 
 # With another value, the same numbers are another predictor. All else shows in names and shapes.
 _SAME = ("model.architecture", "model.patch_size", "model.preconditioning", "model.sigma_data")
@@ -105,9 +105,10 @@ def weights(exp: experiment.Experiment, source: generate.Run, workdir: pathlib.P
     noted = workdirs.load_note(workdir, workdirs.BEGUN)
     if noted is not None and noted["weights"] != note["weights"]:
         raise ValueError(f"{source.workdir} has other weights than {workdir} began from; choose another --workdir")
-    workdirs.write_atomically(workdir / workdirs.BEGUN, json.dumps(note, indent=2).encode() + b"\n")
+    content = json.dumps(note, indent=2).encode() + b"\n"
+    pod.first_then_all("begun", lambda: workdirs.write_atomically(workdir / workdirs.BEGUN, content))
     log.say(f"beginning from the weights of step {step} in {source.workdir}")
     if "licence" in note:
         log.say(f"licence: {note['licence']}")
     widened = widen(own, given, exp.config.model.patch_size)
-    return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), widened, own)
+    return jax.device_put(widened, mesh.place(exp.mesh, widened))

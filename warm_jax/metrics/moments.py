@@ -11,6 +11,7 @@ The naive Σ xxᵀ - n mmᵀ loses the digits that the difference of two nearly 
 import dataclasses
 import io
 import os
+import secrets
 import zipfile
 import zlib
 from pathlib import Path
@@ -121,7 +122,7 @@ def write_npz(path: str | os.PathLike, **arrays: Shaped[np.ndarray, "..."]) -> N
     """An npz that is there whole or not at all: written beside `path`, then renamed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with open(part, "wb") as file:
             np.savez(file, **arrays)
