@@ -123,7 +123,7 @@ def explained(
     images: Float[np.ndarray, "n h w c"] | Float[Array, "n h w c"],
     betas: Numbers,
     *,
-    labels: Float[np.ndarray, "n classes"] | None = None,
+    labels: Float[np.ndarray, "n classes"] | Float[Array, "n classes"] | None = None,
     batch_size: int = 64,
 ) -> Explained:
     """Corrupts each image (on [-1, 1]) at each level and sees what `predict` makes of it; compiled once.
