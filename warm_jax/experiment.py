@@ -45,7 +45,6 @@ _RANGES = {
     "train.keep_last": (1, 10**6),
     "train.keep_every": (0, 2**31 - 1),
     "train.max_nonfinite_steps": (1, 2**31 - 1),
-    "mesh.fsdp": (1, 2**20),
     "sample.steps": (1, 10_000),
     "sample.batch_size": (1, 2**20),
     "sample.S_churn": (0, 10_000),
@@ -155,7 +154,7 @@ def for_training(exp: Experiment, devices: list | None = None) -> Experiment:
 
     ValueError where that does not divide the devices, or no parameter can be divided so.
     """
-    fsdp = exp.config.mesh.fsdp
+    fsdp = lookup(exp.config, "mesh.fsdp")  # which older workdirs do not have, and sampling does not need
     mesh = meshes.make_mesh(fsdp=fsdp) if devices is None else meshes.over(devices, fsdp)
     made = dataclasses.replace(exp, mesh=mesh)
     if fsdp == 1:

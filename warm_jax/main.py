@@ -312,7 +312,7 @@ def share_cores(config: ConfigDict | None, processes: int = 1) -> None:
     cores = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     parts = max(1, config.train.accumulation) * processes
     fitting = [n for n in range(1, cores + 1) if config.train.batch_size % (n * parts) == 0]
-    whole = [n for n in fitting if n * processes % config.mesh.fsdp == 0] if "mesh" in config else []
+    whole = [n for n in fitting if n * processes % max(1, config.mesh.fsdp) == 0] if "mesh" in config else []
     jax.config.update("jax_num_cpu_devices", max(whole or fitting, default=1))
 
 

@@ -62,7 +62,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, text: str) -> Run:
     for target in targets:
         try:
             experiment.check_batch(config, target.devices)
-            mesh.check_divides(config.mesh.fsdp, target.devices)
+            mesh.check_divides(experiment.lookup(config, "mesh.fsdp"), target.devices)
             fitting.append(target)
         except ValueError as error:
             refused = refused or error
