@@ -3,6 +3,7 @@
 Zero-initialised layers blind a test, so all parameters are drawn anew before anything is compared.
 """
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ import reference_unet
 import scipy.signal
 from networks import batch, distance, jit, products, randomised
 
-from warm_jax.models import unet
+from warm_jax.models import geometry, layers, unet
 from warm_jax.models.unet import UNet, check_geometry
 
 SMALL = {"channels": 16, "channel_mult": (1, 2), "num_blocks": 1, "attention": (4,), "dropout": 0.5}
@@ -348,3 +349,20 @@ def test_wrong_calls_are_refused():
         build({}, x, None, jnp.zeros((1, 10)))
     with pytest.raises(ValueError, match="length 9 for map_augment: this network was built for 4"):
         build({"augment_labels": 4}, x, None, None, jnp.zeros((1, 9)))
+
+
+@pytest.mark.parametrize(("mean", "tolerance"), [(0, 1e-5), (10, 5e-4), (50, 1e-2)])
+def test_a_norm_keeps_its_digits_beside_a_large_mean(mean, tolerance):
+    """Against float64: the variance is a difference of means of squares, here up to 2500 times as large."""
+    x = np.random.default_rng(0).normal(mean, 1, (2, 16, 16, 64)).astype(np.float32)
+
+    class Norm(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return layers.norm("n", x, 1e-6)
+
+    got, _ = jax.jit(lambda x: Norm().init_with_output(jax.random.key(0), x))(x)
+    grouped = x.astype(np.float64).reshape(2, 256, geometry.groups(64), -1)
+    centred = grouped - grouped.mean((1, 3), keepdims=True)
+    want = centred / np.sqrt(np.square(centred).mean((1, 3), keepdims=True) + 1e-6)
+    np.testing.assert_allclose(got, want.reshape(x.shape), atol=tolerance)

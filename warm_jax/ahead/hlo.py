@@ -21,10 +21,11 @@ _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while", "conditional", "call"),
     *("partition-id", "replica-id", "add-dependency", "opt-barrier", "async-start", "async-update", "async-done"),
 }
+_SLICES = ("slice", "dynamic-slice")
 
 
 class Instruction(NamedTuple):
-    """A line: `name = shape op(operands), rest`; a constant has a `value`."""
+    """A line: `name = shape op(operands), rest`; the `value` of a constant, or the number of a parameter."""
 
     name: str
     shape: str
@@ -151,11 +152,31 @@ def _sent(kind: str, data: int, group: int) -> float | int:
     ) * data
 
 
+def _sliced(one: Instruction, every: dict[str, list[Instruction]]) -> dict[int, int]:
+    """Bytes read of the operands, by number, of which a kernel takes slices alone: those of the slices."""
+    if one.op in _SLICES:
+        return {0: size(one.shape, True)}
+    if one.op != "fusion":
+        return {}
+    body, found = every[_called(one)[0]], {}
+    for parameter in (line for line in body if line.op == "parameter"):
+        names, users = {parameter.name}, []
+        for line in body:
+            if names & set(line.operands):
+                if line.op == "bitcast":
+                    names.add(line.name)
+                else:
+                    users.append(line.op in _SLICES and line.operands[0] in names and size(line.shape, True))
+        if users and all(users):
+            found[int(parameter.value)] = sum(users)
+    return found
+
+
 def traffic(text: str, devices: int) -> Traffic:
     """Of the program that `text` is, on `devices` devices.
 
-    Memory: each kernel reads its operands and writes its results, once, in main memory. Collectives: the bytes of the
-    whole array that is reduced or gathered; asynchronous ones count where they start.
+    Memory: each kernel reads its operands, or what it slices of them, and writes its results, once, in main memory.
+    Collectives: the bytes of the whole array that is reduced or gathered; asynchronous ones count where they start.
     """
     entry, every = computations(text)
     memory, unknown, found, seen = 0, 0, {}, set()
@@ -176,7 +197,8 @@ def traffic(text: str, devices: int) -> Traffic:
                 memory += times * _moved(one, shapes)
 
     def _moved(one: Instruction, shapes: dict[str, str]) -> int:
-        read = sum(size(shapes.get(name, ""), True) for name in one.operands)
+        slices = _sliced(one, every)
+        read = sum(slices.get(i, size(shapes.get(name, ""), True)) for i, name in enumerate(one.operands))
         if one.op == "slice-start":  # of the whole array only the slice is read
             return size(one.shape) - sum(size(shapes.get(name, "")) for name in one.operands)
         if one.op.endswith("-start"):
