@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 from ml_collections import ConfigDict
 
-from warm_jax import evaluate, family, generate, log, preemption, reference, trained, workdirs
+from warm_jax import evaluate, family, generate, log, preemption, reference, sampling, trained, workdirs
 from warm_jax.analysis import learning, manifold, sweep
 from warm_jax.data import sources
 
@@ -138,7 +138,7 @@ def prepare_scoring(config: ConfigDict, workdir: pathlib.Path, source: sources.S
     return Scoring(judging, settings, config.sample.batch_size)
 
 
-def _draw(model: trained.Model, sampler: generate.Sampler, first: int, count: int) -> Iterator[tuple[np.ndarray, int]]:
+def _draw(model: trained.Model, sampler: sampling.Sampler, first: int, count: int) -> Iterator[tuple[np.ndarray, int]]:
     """Images of the seeds from `first` on, in batches, with the evaluations that each took."""
     for start in range(first, first + count, sampler.batch_size):
         seeds = np.arange(start, min(start + sampler.batch_size, first + count))
@@ -150,13 +150,13 @@ def _measure(
     scoring: Scoring, against: reference.Reference, models: Models
 ) -> Callable[[sweep.Cell], tuple[int, sweep.Scores]]:
     """What one cell scores: of seed k the k-th `analysis.samples` images. A sampler is compiled once for its cells."""
-    compiled: dict[tuple[float, int], generate.Sampler] = {}
+    compiled: dict[tuple[float, int], sampling.Sampler] = {}
 
     def measure(cell: sweep.Cell) -> tuple[int, sweep.Scores]:
         model = models[cell.bnr].sampled_with(steps=cell.steps, solver="heun", guidance=1.0, clip=False)
         if (cell.bnr, cell.steps) not in compiled:
             compiled.clear()
-            compiled[cell.bnr, cell.steps] = generate.Sampler(model.experiment, scoring.batch_size)
+            compiled[cell.bnr, cell.steps] = sampling.Sampler(model.experiment, scoring.batch_size)
         count, evaluations = scoring.settings.samples, []
 
         def images() -> Iterator[np.ndarray]:
