@@ -172,8 +172,9 @@ def test_what_an_export_is_read_with_knows_no_orbax():
 
 def test_sampling_stands_on_no_program():
     """Weights come as a tree: the loop knows neither checkpoints nor folders."""
-    below = within("experiment", "mesh", "pictures", "store", "diffusion.predictors", "diffusion.sampler")
-    assert own("warm_jax.sampling") <= below | within("diffusion.process")
+    below = within("experiment", "mesh", "pictures", "store", "trajectories", "diffusion")
+    assert own("warm_jax.sampling") <= below
+    assert own("warm_jax.trajectories") <= within("pictures", "diffusion.process")
 
 
 def test_processes_meet_before_anything_else_is_loaded():

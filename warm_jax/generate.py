@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from warm_jax import checkpoint, experiment, family, log, mesh, pod, preemption, sampling, store, workdirs
+from warm_jax import checkpoint, experiment, family, log, mesh, pod, preemption, sampling, store, trajectories, workdirs
 
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 _MOST_SEEDS = 10_000_000
@@ -46,9 +46,9 @@ class Run:
     out: pathlib.Path
     guide: "Run | None" = None
 
-    def sampler(self) -> sampling.Sampler:
+    def sampler(self, trajectory: bool = False) -> sampling.Sampler:
         """The sampling loop that the config asks for."""
-        return sampling.Sampler(self.experiment, guide=self.guide and self.guide.experiment)
+        return sampling.Sampler(self.experiment, guide=self.guide and self.guide.experiment, trajectory=trajectory)
 
 
 def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
@@ -66,14 +66,21 @@ def require_checkpoint(workdir: pathlib.Path, step: int) -> None:
         raise FileNotFoundError(f"no checkpoint of step {step} in {workdir}; there are {sorted(found)}")
 
 
-def prepare(config: ConfigDict, workdir: pathlib.Path, seeds: str, out: str, step: int) -> Run:
+def prepare(
+    config: ConfigDict, workdir: pathlib.Path, seeds: str, out: str, step: int, trajectory: bool = False
+) -> Run:
     """Checks everything that can be checked, compiles nothing. ValueError or OSError for bad input.
 
     `step` is a checkpoint's, -1 the latest's; `out` a folder, a file.npz or a file.png; empty: `samples/` of the
-    workdir.
+    workdir. `trajectory`: whether the way there is to be drawn too.
     """
     experiment.build(config)
     numbers = parse_seeds(seeds)
+    if trajectory:
+        if pod.count() > 1:
+            raise ValueError(f"--trajectory draws in one process, and here are {pod.count()}; give --processes=1")
+        shape = (*experiment.image_side(config), config.data.channels)
+        trajectories.check(len(numbers), config.sample.steps, config.sample.batch_size, shape)
     require_checkpoint(workdir, step)
     workdirs.check_same(config, workdir, workdirs.MODEL_KEYS)
     guide = check_request(config)
@@ -209,10 +216,11 @@ def made_with(run: Run, step: int, loaded: PyTree) -> dict:
 
 
 @preemption.noted()
-def sample(run: Run) -> int:
+def sample(run: Run, trajectory: bool = False) -> int:
     """Draws the seeds that are not there yet and writes them. Returns the exit status.
 
-    Of several processes each draws every n-th seed, and they meet only at the end.
+    With `trajectory` all are drawn, to the same bytes, and what they looked like on the way is written beside them. Of
+    several processes each draws every n-th seed, and they meet only at the end.
     """
     step, weights = load_weights(run)
     settings = run.experiment.config.sample
@@ -226,7 +234,8 @@ def sample(run: Run) -> int:
     opened: list[store.File | store.Folder] = []
     pod.first_then_all("stale images are gone", lambda: opened.append(open_store()))
     kept = opened[0] if opened else open_store()
-    todo, draw = kept.missing(own), run.sampler()
+    todo, draw = own if trajectory else kept.missing(own), run.sampler(trajectory)
+    followed: list[trajectories.Trajectory] = []
     share = f" (process 0 of {pod.count()})" if pod.count() > 1 else ""
     log.say(f"checkpoint of step {step}; {len(todo)} of {len(own)} images to draw{share}, {draw.batch_size} at a time")
     log.say(experiment.precision_policy(run.experiment.config))
@@ -242,12 +251,14 @@ def sample(run: Run) -> int:
             seeds = todo[first : first + draw.batch_size]
             samples = draw(weights, seeds, np.full(len(seeds), label))
             kept.add(seeds, samples)
+            followed += [samples.trajectory] if trajectory else []
             nfe = samples.nfe
             bar.update(len(seeds))
         bar.close()
         seconds = time.perf_counter() - started
         log.say(f"NFE {nfe} ({settings.solver}, {settings.steps} steps), {bar.n / seconds:.1f} images/s")
-    stopped = bool(preemption.requested()) and len(kept.missing(own)) > 0
+    lacking = len(kept.missing(own)) or (trajectory and sum(len(part.states) for part in followed) < len(own))
+    stopped = bool(preemption.requested()) and bool(lacking)
     if stopped or pod.count() > 1:
         kept.pause()  # process 0 reads there what the others drew
     if any(pod.gather("drawn", "stopped" if stopped else "")):
@@ -256,4 +267,7 @@ def sample(run: Run) -> int:
     pod.first_then_all(
         "finished", lambda: log.say(open_store().finish(run.seeds) if pod.count() > 1 else kept.finish(run.seeds))
     )
+    if trajectory:
+        whole = trajectories.Trajectory(*(np.concatenate(parts) for parts in zip(*followed, strict=True)))
+        log.say(trajectories.write(run.out, run.seeds, whole, run.experiment.sampled, draw.levels[draw.kept]))
     return 0

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from warm_jax import experiment, mesh, pictures, store
+from warm_jax import experiment, mesh, pictures, store, trajectories
 from warm_jax.diffusion import predictors, sampler
 from warm_jax.diffusion.process import Predict
 
@@ -25,6 +25,7 @@ class Sampler:
       exp: The experiment; its config's `sample` names solver, steps and guidance.
       batch_size: Images at a time; rounded up to a multiple of the devices. Default: `sample.batch_size`.
       guide: The weaker experiment of `sample.guide`.
+      trajectory: Whether samples come with their `trajectories.Trajectory`, at `kept` of the levels.
     """
 
     def __init__(
@@ -32,12 +33,16 @@ class Sampler:
         exp: experiment.Experiment,
         batch_size: int | None = None,
         guide: experiment.Experiment | None = None,
+        trajectory: bool = False,
     ):
         wanted, devices = batch_size or exp.config.sample.batch_size, exp.mesh.size
         self.batch_size = -(-wanted // devices) * devices
         self.compile_seconds = 0.0
         self._exp, self._guide, self._compiled = exp, guide, None
         self.levels = exp.sampled.levels(exp.config.sample.steps).astype(np.float32)
+        self.kept = trajectories.spread(len(self.levels), trajectories.FRAMES) if trajectory else None
+        if trajectory:
+            self._scales = trajectories.scales(exp.sampled, self.levels[self.kept], exp.config.model.sigma_data)
 
     def _predictor(self, weights: PyTree, one_hot: jax.Array | None) -> tuple[Predict, int]:
         """The model, guided and clipped as `sample` says, and how many networks one evaluation of it runs."""
@@ -63,10 +68,22 @@ class Sampler:
 
     def draw(self, weights: PyTree, seeds: jax.Array, labels: jax.Array, levels: jax.Array):
         """The pure function that is compiled: (images, their labels, whether each is finite, evaluations)."""
+        return self._draw(weights, seeds, labels, levels, trajectory=False)[0]
+
+    def follow(self, weights: PyTree, seeds: jax.Array, labels: jax.Array, levels: jax.Array):
+        """(What `draw` gives, (states, clean)), of the `kept` levels alone and as `Trajectory` has them."""
+        drawn, start, x, record = self._draw(weights, seeds, labels, levels, trajectory=True)
+        before, kept = self.kept[:-1], self.kept
+        states = jnp.concatenate([start[None], record.states[kept[1:] - 1]]) * self._scales[:, None, None, None, None]
+        clean = jnp.concatenate([record.clean[before], x[None]])
+        return drawn, tuple(pictures.to_uint8(jnp.moveaxis(which, 0, 1)) for which in (states, clean))
+
+    def _draw(self, weights: PyTree, seeds: jax.Array, labels: jax.Array, levels: jax.Array, trajectory: bool):
+        """(What `draw` gives, x at the start, x at the end, the solver's record)."""
         exp, classes, settings = self._exp, self._exp.config.data.num_classes, self._exp.config.sample
         own = jax.vmap(jax.random.key)(seeds)
         keys = jax.vmap(jax.random.split)(own)
-        x = jax.vmap(lambda key: exp.sampled.prior(key, exp.process.image_shape))(keys[:, 0])
+        start = jax.vmap(lambda key: exp.sampled.prior(key, exp.process.image_shape))(keys[:, 0])
         one_hot = None
         if classes:
             drawn = jax.vmap(lambda key: jax.random.randint(key, (), 0, classes))(keys[:, 1])
@@ -76,19 +93,22 @@ class Sampler:
         x, record = sampler.sample(
             predict,
             exp.sampled,
-            x,
+            start,
             levels,
             solver=settings.solver,
             keys=jax.vmap(lambda key: jax.random.fold_in(key, 2))(own),
             churn=sampler.Churn(*(settings[name] for name in sampler.Churn._fields)),
+            trajectory=trajectory,
         )
-        return pictures.to_uint8(x), labels, jnp.all(jnp.isfinite(x), axis=(1, 2, 3)), networks * record.nfe
+        finite = jnp.all(jnp.isfinite(x), axis=(1, 2, 3))
+        return (pictures.to_uint8(x), labels, finite, networks * record.nfe), start, x, record
 
     def trace(self, weights: PyTree) -> jax.stages.Traced:
         """The loop as it is jitted over the mesh, for `weights` of these shapes: batch split over the devices."""
         same, split = mesh.replicated(self._exp.mesh), mesh.split(self._exp.mesh)
         # The images come out whole on every process, so that any of them can write files.
-        jitted = jax.jit(self.draw, in_shardings=(same, split, split, same), out_shardings=same)
+        program, outs = (self.draw, same) if self.kept is None else (self.follow, (same, split))
+        jitted = jax.jit(program, in_shardings=(same, split, split, same), out_shardings=outs)
         seeds = jax.ShapeDtypeStruct((self.batch_size,), jnp.uint32)
         labels = jax.ShapeDtypeStruct((self.batch_size,), jnp.int32)
         shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), weights)
@@ -120,10 +140,12 @@ class Sampler:
         rows = tuple(np.pad(a, (0, padding), "edge") for a in (seeds.astype(np.uint32), labels.astype(np.int32)))
         split = mesh.split(self._exp.mesh)
         placed = [jax.make_array_from_callback(a.shape, split, lambda index, a=a: a[index]) for a in rows]
-        images, labels, finite, nfe = jax.device_get(self._compiled(weights, *placed, self.levels))
+        found = jax.device_get(self._compiled(weights, *placed, self.levels))
+        (images, labels, finite, nfe), followed = (found, None) if self.kept is None else found
         if not finite[:count].all():
             raise FloatingPointError(
                 f"{count - finite[:count].sum()} of {count} samples are not finite (the first has seed "
                 f"{seeds[np.argmin(finite[:count])]}); the weights are broken: sample from an earlier --checkpoint"
             )
-        return store.Samples(images[:count], labels[:count], int(nfe))
+        path = followed and trajectories.Trajectory(*(which[:count] for which in followed))
+        return store.Samples(images[:count], labels[:count], int(nfe), path)
