@@ -19,6 +19,8 @@ PROGRAMS = (
     "generate",
     "restore",
     "evaluate",
+    "shards",
+    "named_scores",
     "compare",
     "preflight",
     "prepare",

@@ -13,12 +13,24 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 from ml_collections import ConfigDict
 
-from warm_jax import evaluate, family, generate, log, preemption, reference, sampling, trained, workdirs
+from warm_jax import (
+    evaluate,
+    family,
+    generate,
+    log,
+    named_scores,
+    preemption,
+    reference,
+    sampling,
+    shards,
+    trained,
+    workdirs,
+)
 from warm_jax.analysis import learning, manifold, sweep
 from warm_jax.data import sources
 
 Models = dict[float, trained.Model]  # by the BNR at which they are sampled
-METRICS = ("fd", "fd_infinity", "kid", "swd", "lsd")  # of `evaluate.METRICS`, those of which less is better
+METRICS = ("fd", "fd_infinity", "kid", "swd", "lsd")  # of `named_scores.METRICS`, those of which less is better
 
 
 def say(line: str) -> None:
@@ -112,7 +124,7 @@ def departure(
 class Scoring:
     """How samples are scored: one metric of `eval`, against the reference of `eval`, in a workdir of the analysis."""
 
-    judging: evaluate.Run
+    judging: shards.Run
     settings: ConfigDict  # `analysis`
     batch_size: int
 
@@ -134,7 +146,7 @@ def prepare_scoring(config: ConfigDict, workdir: pathlib.Path, source: sources.S
     extractor = reference.load_extractor(config)
     evaluate.check(config, extractor)
     workdirs.check_writable(workdir / "evaluations")
-    judging = evaluate.Run(config, workdir, extractor, source, None, 1, False)
+    judging = shards.Run(config, workdir, extractor, source, None, 1, False)
     return Scoring(judging, settings, config.sample.batch_size)
 
 
@@ -167,7 +179,7 @@ def _measure(
                 if preemption.requested():
                     raise InterruptedError(preemption.requested())
 
-        scores = evaluate.score_images(scoring.judging, against, images())
+        scores = named_scores.score_images(scoring.judging, against, images())
         if not scores:
             metric = scoring.judging.config.eval.metrics[0]
             raise ValueError(f"{against.name} is no reference for {metric}; make one with --mode=stats")
