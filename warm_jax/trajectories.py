@@ -51,8 +51,8 @@ def scales(process: Process, levels: Float[np.ndarray, " m"], sigma_data: float)
     return (sigma_data / np.hypot(sigma_data * mean_colour, noise)).astype(np.float32)
 
 
-def captions(process: Process, levels: Float[np.ndarray, " m"], digits: int = 2) -> dict[str, list[str]]:
-    """What is known of each level, as text: its t where that is not the noise, noise, and blur in pixels."""
+def captions(process: Process, levels: Float[np.ndarray, " m"]) -> dict[str, list[str]]:
+    """What is known of each level, in three digits: its t where that is not the noise, noise, and blur in pixels."""
     t = jnp.asarray(levels, jnp.float32)
     noise, blur = np.asarray(process.noise(t)), np.asarray(process.blur(t))
     values = {} if np.array_equal(noise, t) else {"t": np.asarray(t)}
@@ -60,7 +60,7 @@ def captions(process: Process, levels: Float[np.ndarray, " m"], digits: int = 2)
     values |= {"blur": blur} if process.blurs else {}
 
     def number(value: float) -> str:
-        return np.format_float_positional(value, digits, fractional=False, trim="-")
+        return np.format_float_positional(value, 3, fractional=False, trim="-")
 
     return {name: [number(value) for value in column.tolist()] for name, column in values.items()}
 
@@ -124,8 +124,9 @@ def write(
     stem = f"{out.stem}_trajectory" if out.suffix in (".npz", ".png") else "trajectory"
     folder = out.parent if out.suffix in (".npz", ".png") else out
     estimate = "x0 estimate" if process.target is None else "next, less blurred"
-    pictures.save_png(folder / f"{stem}.png", strip(path, seeds, captions(process, levels), estimate))
-    images = frames(path, captions(process, levels, 3), estimate)
+    texts = captions(process, levels)
+    pictures.save_png(folder / f"{stem}.png", strip(path, seeds, texts, estimate))
+    images = frames(path, texts, estimate)
     each = min(_MOST, max(_LEAST, _SECONDS / len(images)))
     milliseconds = [round(1000 * each)] * (len(images) - 1) + [round(1000 * _HOLD)]
     part = folder / f".{stem}.gif.{secrets.token_hex(4)}"
