@@ -176,7 +176,7 @@ def test_the_strip_and_the_animation(tmp_path, shape, shown):
             durations.append(animation.info["duration"])
         last = np.asarray(animation.convert("RGB")).astype(int)
     assert durations == [250] * 11 + [2500]
-    if shape[2] == 1:  # colours are 128 at most
+    if shape[2] == 1:  # colours are 256 at most
         image = noise[0, 11].repeat(3, -1).repeat(3, 0).repeat(3, 1)  # 96 pixels wanted
         np.testing.assert_array_equal(last[18 : 18 + 84, :84], image)
 

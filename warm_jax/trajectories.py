@@ -94,7 +94,7 @@ def strip(
 def frames(path: Trajectory, texts: dict[str, list[str]], estimate: str) -> list[Image.Image]:
     """The pictures of the animation, one a level: all states in a grid at the left, at the right what was made of them.
 
-    Of colour images each has a palette of its own, of 128 colours.
+    Of colour images each has a palette of its own, of 256 colours, and what lies between is dithered.
     """
     count, levels, height, _, channels = path.states.shape
     across = math.ceil(math.sqrt(count))
@@ -110,7 +110,7 @@ def frames(path: Trajectory, texts: dict[str, list[str]], estimate: str) -> list
         draw, font, black = ImageDraw.Draw(sheet), ImageFont.load_default(12), (0,) * channels if channels > 1 else 0
         draw.text((2, 1), ", ".join(f"{name} {values[level]}" for name, values in texts.items()), fill=black, font=font)
         draw.text((wide + 10, 1), estimate, fill=black, font=font)
-        made.append(sheet if channels == 1 else sheet.quantize(128, dither=Image.Dither.NONE))
+        made.append(sheet if channels == 1 else sheet.quantize(palette=sheet.quantize(256)))
     return made
 
 
