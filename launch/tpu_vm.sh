@@ -13,7 +13,8 @@ Commands
   watch    wait for the end of the training; --retry=N: begin again when it was cut off, on a new machine if need be
   logs     follow the output of worker 0 (or --worker=N)
   status   the machine's state, and what each worker is doing
-  stop     SIGTERM to all workers: they save, and leave with status 75
+  stop     SIGTERM to all workers: they save, and leave with status 75. A watch, wherever it runs, ends too; run
+           goes on
   delete   delete the machine; until then it costs money
   all      create, install, run; with --retry=N also watch
 
@@ -171,12 +172,13 @@ ask() { # ask tpu-vm|queued-resources FIELD: that field of its description; gone
 
 # shellcheck disable=SC2016  # these are for the workers' shell
 {
-  # state: running | ended STATUS | cut off | not started
+  # state: running | ended STATUS | cut off | not started; told by a file of stop that it shall stay so: …, stopped
   state='d=$HOME/warm_jax; p=$(cat "$d/pid" 2>/dev/null || echo none)
 if tr "\0" " " 2>/dev/null <"/proc/$p/cmdline" | grep -q warm_jax.main; then s=running
 elif [ -s "$d/exit" ] || { [ -f "$d/pid" ] && sleep 1 && [ -s "$d/exit" ]; }; then s="ended $(cat "$d/exit")"
 elif [ -f "$d/pid" ]; then s="cut off"
-else s="not started"; fi'
+else s="not started"; fi
+if [ -e "$d/stopped" ]; then case $s in running | "ended 0" | "ended 2") ;; *) s="$s, stopped" ;; esac; fi'
   idle=$state'
 if [ "$s" = running ]; then echo "error: $(hostname): it is running already; stop it first" >&2; exit 1; fi
 set -eu'
@@ -217,19 +219,26 @@ command -v uv >/dev/null || PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install -
 uv pip install --quiet --python venv/bin/python -e "./src[$1]"
 venv/bin/python -c "import socket, jax, warm_jax; print(socket.gethostname(), \"has jax\", jax.__version__)"'
   # setsid and nohup: the training belongs to no terminal. Without a TPU it must fail, not train on the CPU.
+  # A run that was asked for takes an earlier stop back; a watch that begins again does not, nor what comes meanwhile.
   run_script=$idle$mount'
-mount_buckets "$1"; shift
+[ "$1" = again ] || rm -f "$d/stopped"
+mount_buckets "$2"; shift 2
+if [ -e "$d/stopped" ]; then echo "error: $(hostname): it was stopped" >&2; exit 1; fi
 cd "$d/src"; rm -f ../exit ../pid
 export JAX_PLATFORMS=tpu,cpu PYTHONUNBUFFERED=1
 nohup setsid sh -c "\"\$@\" & echo \$! >../pid; wait \$!; echo \$? >../exit" sh \
   "$d/venv/bin/python" -m warm_jax.main "$@" >>../train.log 2>&1 </dev/null &
 for i in 1 2 3 4 5 6 7 8 9 10; do [ -s ../pid ] && break; sleep 0.3; done
+[ ! -e "$d/stopped" ] || kill -TERM "$(cat ../pid)"
 echo "$(hostname): started"'
   status_script=$state'
 echo "$(hostname): $s"; tail -n 1 "$d/train.log" 2>/dev/null || true'
   state_script=$state'
 echo "$s"'
-  stop_script=$state'
+  # First the file: a watch may look at any time.
+  stop_script='mkdir -p "$HOME/warm_jax"
+: >"$HOME/warm_jax/stopped" || echo "error: $(hostname): a watch will begin it again" >&2
+'$state'
 if [ "$s" = running ]; then kill -TERM "$p"; echo "$(hostname): told to save"; else echo "$(hostname): $s"; fi'
   logs_script='exec tail -n 200 -F "$HOME/warm_jax/train.log"'
 }
@@ -296,7 +305,7 @@ install() {
   return "$status"
 }
 
-run() { on all "$run_script" "${buckets[*]-}" "${arguments[@]}"; }
+run() { on all "$run_script" "${1:-asked}" "${buckets[*]-}" "${arguments[@]}"; } # run again: not if it was stopped
 
 remove() {
   if $queued; then
@@ -311,7 +320,7 @@ watch() {
   if $dry_run; then
     echo "# every $poll s, until the training has ended:"
     on 0 "$state_script"
-    echo "# cut off, or ended with anything but 0 and 2: again, at most $retry times, where the machine is gone on a new one"
+    echo "# stopped: nothing more. Cut off, or ended with anything but 0 and 2: again, at most $retry times, where the machine is gone on a new one"
     ! $delete_after || remove
     return
   fi
@@ -322,6 +331,10 @@ watch() {
       'ended 2') # its own fault: again would end the same
         say "error: the training $state; see '$0 logs', and do not forget '$0 delete'"
         return 1
+        ;;
+      *', stopped')
+        say "$name: $state; '$0 run' goes on from there. It costs money until '$0 delete'"
+        return 75
         ;;
       *) ;; # a host that dies makes the others fail too, before it is known why
     esac
@@ -349,11 +362,11 @@ watch() {
 renew() { # the training again, with what there still is
   if [[ $machine != READY ]]; then
     remove || say "$name: nothing to delete"
-    create && install && run
+    create && install && run again
   elif [[ $state == 'not started' ]]; then
-    install && run
+    install && run again
   else
-    run
+    run again
   fi
 }
 

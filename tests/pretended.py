@@ -101,6 +101,7 @@ esac""",
     "apt_gcsfuse": r"""
 [[ ! -e $FAKE/forbidden ]] || { echo "googleapi: Error 403: Forbidden" >&2; exit 1; }
 for last; do :; done
+[[ ! -e $FAKE/stop_while_mounting ]] || : >"$HOME/warm_jax/stopped"
 touch "$HOME/mounted${last//\//_}" """,
     "mountpoint": "[[ -e $HOME/mounted${2//\\//_} ]]",
     "fusermount": "exit 1",

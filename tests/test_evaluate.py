@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import smoke
-from warm_jax import evaluate, preemption, reference, train
+from warm_jax import evaluate, preemption, reference, shards, train
 from warm_jax.data import sources
 from warm_jax.metrics import fashion
 
@@ -79,7 +79,7 @@ def test_a_row_says_what_the_score_depends_on(data, trained):
 
 
 def test_an_interrupted_evaluation_ends_with_the_same_numbers(data, trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "SHARD", 20)
+    monkeypatch.setattr(shards, "SHARD", 20)
     for name in ("checkpoints", "config.json"):
         (tmp_path / name).symlink_to(trained / name)
     config = settings(data, first=7)
@@ -91,12 +91,12 @@ def test_an_interrupted_evaluation_ends_with_the_same_numbers(data, trained, tmp
         patch.setattr(preemption, "requested", after_two_shards)
         status, rows = run(config, tmp_path)
     assert status == preemption.EXIT_AGAIN and rows == []
-    shards = sorted(tmp_path.glob("evaluations/*/*.npz"))
-    assert [path.name for path in shards] == ["00000007-20.npz", "00000027-20.npz"]
-    made = [path.stat().st_mtime_ns for path in shards]
+    files = sorted(tmp_path.glob("evaluations/*/*.npz"))
+    assert [path.name for path in files] == ["00000007-20.npz", "00000027-20.npz"]
+    made = [path.stat().st_mtime_ns for path in files]
     status, (resumed,) = run(config, tmp_path)
-    assert status == 0 and [path.stat().st_mtime_ns for path in shards] == made
-    shards[1].write_bytes(shards[1].read_bytes()[:1000])
+    assert status == 0 and [path.stat().st_mtime_ns for path in files] == made
+    files[1].write_bytes(files[1].read_bytes()[:1000])
     _, (_, repaired) = run(config, tmp_path)
     _, rows = run(config, trained)
     assert scores(resumed) == scores(repaired) == scores(rows[-1])

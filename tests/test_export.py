@@ -16,7 +16,7 @@ import pytest
 import tiny
 from test_begin import random_params
 
-from warm_jax import experiment, family, generate, workdirs
+from warm_jax import experiment, family, generate, sampling, workdirs
 from warm_jax.convert import bundle, card, export
 from warm_jax.convert.edm import save_workdir
 
@@ -35,7 +35,7 @@ def stand_in(tmp_path_factory):
     params = params_of(exp)
     export.write(folder, exp, params, None, FACTS, ("cpu", "cuda", "tpu"))
     seeds, labels = np.array([5, 2**32 - 1, 0, 7]), np.array([-1, 3, -1, 9])
-    samples = generate.Sampler(exp, batch_size=4)(params, seeds, labels)
+    samples = sampling.Sampler(exp, batch_size=4)(params, seeds, labels)
     return folder, params, seeds, labels, samples.images
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import tiny
 
-from warm_jax import generate, store, train, workdirs
+from warm_jax import generate, sampling, store, train, workdirs
 from warm_jax.diffusion import sampler
 
 
 def drawn(exp, weights, guide=None):
-    return generate.Sampler(exp, batch_size=4, guide=guide)(weights, np.arange(4), np.array([1, 2, 3, 4]))
+    return sampling.Sampler(exp, batch_size=4, guide=guide)(weights, np.arange(4), np.array([1, 2, 3, 4]))
 
 
 def randomised(exp, seed):

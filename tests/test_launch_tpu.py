@@ -1,5 +1,6 @@
 """launch/tpu_vm.sh: what it would call, and whole runs on pretended machines."""
 
+import concurrent.futures
 import platform
 import shlex
 import shutil
@@ -59,7 +60,9 @@ def test_tpu_delete_status_logs_stop():
     assert described == [*GCLOUD, "tpu-vm", "describe", "warm", ZONE, "--format=value(state,health)"]
     ssh = [*GCLOUD, "tpu-vm", "ssh", "warm", ZONE]
     assert asked[:-1] == [*ssh, "--worker=all"]
-    assert dry("stop", *TPU)[0][:-1] == [*ssh, "--worker=all"]
+    (stop,) = dry("stop", *TPU)
+    assert stop[:-1] == [*ssh, "--worker=all"]
+    assert 0 < stop[-1].index('>"$HOME/warm_jax/stopped"') < stop[-1].index("kill -TERM")  # a watch may look between
     for worker in (0, 3):
         (call,) = dry("logs", *TPU, f"--worker={worker}")
         assert call[:-1] == [*ssh, f"--worker={worker}"] and "tail -n 200 -F" in call[-1]
@@ -74,7 +77,8 @@ def test_tpu_all_in_order():
     install, run = (call[-1].removeprefix("--command=") for call in done[3:5])
     assert shlex.split(install)[:2] == ["sh", "-c"] and shlex.split(install)[3:] == ["sh", "tpu", "bucket"]
     assert "./src[$1]" in install and "uv venv" in install
-    assert shlex.split(run)[3:] == ["sh", "bucket", *TRAIN, *AWKWARD] and "nohup setsid" in run
+    assert shlex.split(run)[3:] == ["sh", "asked", "bucket", *TRAIN, *AWKWARD] and "nohup setsid" in run
+    assert "# stopped: nothing more." in bash("tpu_vm.sh", "watch", "--dry-run", *TPU, *TRAIN).stdout
 
 
 # ── Pretended machines
@@ -144,7 +148,7 @@ def test_a_training_from_create_to_stop(tpu, tmp_path):
     assert tpu("stop").stdout.count("told to save") == 2
     for worker in (0, 1):
         wait_for(tmp_path / f"vm{worker}" / "warm_jax" / "exit", "75\n")
-    assert tpu("status").stdout.count(": ended 75\n") == 2
+    assert tpu("status").stdout.count(": ended 75, stopped\n") == 2
     assert tpu("delete", "--yes").returncode == 0 and (tmp_path / "gone").exists()
 
 
@@ -159,6 +163,47 @@ def test_it_begins_again_on_what_there_is(tpu, tmp_path):
     assert created[0] == created[1] and "--spot" in created[0]
     assert "start 1 of 2" in done.stderr and "start 2 of 2" in done.stderr
     assert (tmp_path / "plan0").read_text() == ""
+
+
+def test_what_was_stopped_is_not_begun_again(tpu, tmp_path):
+    """By a watch that runs all the while, or one that comes later; until it is asked for."""
+    assert tpu("all", plans=["wait", "0"]).returncode == 0
+    for worker in (0, 1):
+        wait_for(tmp_path / f"vm{worker}" / "warm_jax" / "train.log", "training")
+    flags = ["--retry=9", "--delete-after", "--queued"]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        watching = pool.submit(tpu, "watch", *flags)
+        seen = len(calls(tmp_path))
+        while len(calls(tmp_path)) < seen + 3:
+            time.sleep(0.01)
+        assert tpu("stop").stdout.count("told to save") == 2
+        watched = watching.result(timeout=60)
+    later = tpu("watch", *flags)
+    for done in (watched, later):
+        assert done.returncode == 75 and "ended 75, stopped; " in done.stderr and "run' goes on" in done.stderr
+        assert "start 1" not in done.stderr
+    assert (tmp_path / "plan0").read_text() == "0\n"
+    assert verbs(tmp_path) == ["tpu-vm create", "tpu-vm scp"]  # it is not deleted either: nobody is done
+
+    assert tpu("run").returncode == 0
+    for worker in (0, 1):
+        wait_for(tmp_path / f"vm{worker}" / "warm_jax" / "exit", "0\n")
+    assert tpu("stop").stdout.count(": ended 0\n") == 2  # too late: it is done
+    assert tpu("watch", *flags).returncode == 0 and verbs(tmp_path)[-1] == "queued-resources delete"
+
+
+def test_a_stop_before_the_start_counts(tpu, tmp_path):
+    """While buckets are mounted, which may take minutes; and on a machine where nothing is installed yet."""
+    assert tpu("create").returncode == 0
+    assert tpu("stop").stdout.count(": not started, stopped\n") == 2
+    assert "not started, stopped" in tpu("watch", "--retry=9").stderr
+    assert tpu("install", plans=["0"]).returncode == 0
+    for worker in (0, 1):
+        (tmp_path / f"vm{worker}" / "mounted_gcs_bucket").unlink()
+    (tmp_path / "stop_while_mounting").touch()
+    done = tpu("run")
+    assert done.returncode == 1 and done.stderr.count("it was stopped") == 2
+    assert not (tmp_path / "argv0").exists()
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ PROGRAMS = (
     "generate",
     "restore",
     "evaluate",
+    "shards",
+    "named_scores",
     "compare",
     "preflight",
     "prepare",
@@ -109,7 +111,7 @@ def test_the_denoiser_stands_on_diffusion_and_the_networks_on_nothing():
 )
 def test_rooms_know_nothing_of_one_another(room):
     rooms = within("models", "metrics", "weights", "data", "mesh", "checkpoint", "analysis", "ahead")
-    rooms |= within("step", "experiment", "main", *PROGRAMS)
+    rooms |= within("step", "sampling", "experiment", "main", *PROGRAMS)
     for name in within(*room):
         assert not own(name) & (rooms - within(*room)), name
 
@@ -170,6 +172,13 @@ def test_what_an_export_is_read_with_knows_no_orbax():
     assert "warm_jax.experiment" in reached and "warm_jax.checkpoint" not in reached
 
 
+def test_sampling_stands_on_no_program():
+    """Weights come as a tree: the loop knows neither checkpoints nor folders."""
+    below = within("experiment", "mesh", "pictures", "store", "trajectories", "diffusion")
+    assert own("warm_jax.sampling") <= below
+    assert own("warm_jax.trajectories") <= within("pictures", "diffusion.process")
+
+
 def test_processes_meet_before_anything_else_is_loaded():
     """What starts a pod stands on nothing that could look at a device."""
     assert own("warm_jax.rollcall") == own("warm_jax.preemption") == set()
@@ -219,14 +228,14 @@ def test_no_tensorflow_to_train():
 import sys
 sys.path.insert(0, "tests")
 import jax, tiny
-from warm_jax import generate, main, mesh, step, train
+from warm_jax import main, mesh, sampling, step, train
 exp = tiny.build()
 state = step.init_state(exp)
 totals = jax.device_put(step.zero_totals(), mesh.replicated(exp.mesh))
 import numpy as np
 images, labels = np.zeros((16, 28, 28, 1), np.uint8), np.zeros(16, np.int32)
 state, *_ = step.compile_step(exp)(state, totals, images, labels)
-generate.Sampler(exp, batch_size=2)(state.ema, np.arange(2))
+sampling.Sampler(exp, batch_size=2)(state.ema, np.arange(2))
 print([name for name in sys.modules if name.split(".")[0] in ("tensorflow", "tensorboard", "torch")])
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from ml_collections import ConfigDict
 
-from warm_jax import evaluate, experiment, generate, log, pictures, preemption, reference, train, workdirs
+from warm_jax import evaluate, experiment, generate, log, pictures, preemption, reference, shards, train, workdirs
 from warm_jax.diffusion import sampler
 from warm_jax.metrics import extract
 
@@ -162,7 +162,7 @@ def _score(run: Run, job: Job, solver: str, steps: int, seconds: float) -> dict 
     if evaluate.evaluate(judging):
         return None
     result = json.loads((workdir / "results.jsonl").read_text().splitlines()[-1])
-    shown = evaluate.first_images(judging, config.compare.shown)
+    shown = shards.first_images(judging, config.compare.shown)
     folder = run.workdir / "shown"
     folder.mkdir(exist_ok=True)
     row = {"key": _key(config), "training_seconds": seconds, **result, "system": job.system, "seed": job.seed}

@@ -10,36 +10,17 @@ import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Iterator
 
 import jax
 import numpy as np
-from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from warm_jax import experiment, family, generate, log, pod, preemption, reference, workdirs
-from warm_jax.data import sources
-from warm_jax.metrics import extract, frechet, moments, scores
+from warm_jax import experiment, generate, log, named_scores, pod, preemption, reference, shards, workdirs
+from warm_jax.metrics import extract, frechet, moments
 
-_LEAST = {"pr": 4, "is": 10, "fd_infinity": 20}  # images that a metric cannot do without
-METRICS = ("fd", "fd_infinity", "kid", "is", "pr", "swd", "lsd")
-SHARD = 1000  # images whose features are kept in one file
 PAPER_COUNT, PAPER_ROUNDS = 50_000, 3
 _WATCH_SECONDS = 15.0
 _SHOWN = ("system", "checkpoint_step", "nfe", "solver", "steps", "bnr", "guidance")
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What `prepare` checked and `evaluate` needs. `sampling` is None where images are read from `images`."""
-
-    config: ConfigDict
-    workdir: pathlib.Path
-    extractor: extract.Extractor
-    images: sources.Source | None
-    sampling: generate.Run | None
-    rounds: int
-    watch: bool
 
 
 def _is_file(spec: str) -> bool:
@@ -47,7 +28,7 @@ def _is_file(spec: str) -> bool:
     return spec.endswith(".npz") and not spec.startswith(("npz:", "folder:", "zip:"))
 
 
-def find_reference(run: Run) -> reference.Reference:
+def find_reference(run: shards.Run) -> reference.Reference:
     """The reference that the config names, measured once in a workdir."""
     settings = run.config.eval
     expected = run.extractor.provenance((*experiment.image_side(run.config), run.config.data.channels))
@@ -69,207 +50,7 @@ def find_reference(run: Run) -> reference.Reference:
     return found
 
 
-# ── Shards ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class _Images:
-    """The images to judge, by number: samples by seed, or those of a source; with what to say of them in a result."""
-
-    def __init__(self, run: Run, step: int = -1):
-        self.facts: dict[str, object]
-        if run.sampling is None:
-            self._source, self.facts = run.images, {"images": run.images.spec, "data_hash": run.images.fingerprint}
-            self.key = {"images": run.images.fingerprint}
-            return
-        self._source, sampling = None, dataclasses.replace(run.sampling, step=step)
-        step, self._weights = generate.load_weights(sampling)
-        self._sampler = sampling.sampler()
-        settings = run.config.sample
-        self.key = generate.made_with(sampling, step, self._weights)
-        self.facts = {
-            "images": "samples",
-            "checkpoint_step": step,
-            "solver": settings.solver,
-            "steps": settings.steps,
-            "system": run.config.process.system,
-            "bnr": family.sampled_bnr(run.config),
-            "guidance": settings.guidance,
-            "preconditioning": run.config.model.preconditioning,
-            "sample": json.loads(json.dumps(settings.to_dict(), default=list)),
-        }
-        self._label = -1 if settings.class_label is None else settings.class_label
-
-    def chunks(self, first: int, count: int) -> Iterator[np.ndarray]:
-        if self._source is not None:
-            yield from reference.chunks(self._source, first, count)
-            return
-        size, spent = self._sampler.batch_size, []
-        self._sampler.compile(self._weights)
-        for start in range(first, first + count, size):
-            seeds, began = np.arange(start, min(start + size, first + count)), time.perf_counter()
-            samples = self._sampler(self._weights, seeds, np.full(len(seeds), self._label))
-            self.facts["nfe"] = samples.nfe
-            spent.append(time.perf_counter() - began)
-            self.facts["seconds_per_image"] = float(np.mean(spent)) / size  # a batch is padded to its size
-            yield samples.images
-
-
-def _folder(run: Run, images: _Images) -> pathlib.Path:
-    key = json.dumps({**images.key, "extractor": run.extractor.hash}, sort_keys=True)
-    return run.workdir / "evaluations" / hashlib.sha256(key.encode()).hexdigest()[:12]
-
-
-def _shard(run: Run, images: _Images, path: pathlib.Path, first: int, count: int, keep: int) -> dict[str, np.ndarray]:
-    """Features, the first `keep` images and the NFE of a shard: from its file if that is whole, else made and kept."""
-    provenance = run.extractor.provenance((*experiment.image_side(run.config), run.config.data.channels))
-    if path.exists():
-        try:
-            arrays = moments.read_npz(path)
-            provenance.require_same(moments.read_provenance(arrays), ("this evaluation", str(path)))
-            if len(arrays["pool"]) == count and len(arrays["pixels"]) >= keep:
-                return arrays
-        except (ValueError, KeyError) as error:
-            log.say(f"{path} is damaged ({error}); made again")
-    pixels: list[np.ndarray] = []
-
-    def watched() -> Iterator[np.ndarray]:
-        for chunk in images.chunks(first, count):
-            pixels.append(chunk[: max(0, keep - sum(map(len, pixels)))])
-            yield chunk
-
-    features = extract.collect(reference.features_of(run.extractor, watched(), run.config.eval.batch_size))
-    logits = {} if features.logits is None else {"logits": features.logits}
-    arrays = {"pool": features.pool, "pixels": np.concatenate(pixels), **logits}
-    arrays["nfe"] = np.asarray(images.facts.get("nfe", 0))
-    moments.write_npz(path, **arrays, **moments.provenance_arrays(provenance))
-    return arrays
-
-
-@dataclasses.dataclass(frozen=True)
-class Judged:
-    """All that the scores need of the images."""
-
-    statistics: moments.Statistics
-    pool: np.ndarray
-    logits: np.ndarray | None
-    pixels: np.ndarray
-
-
-def _judge(run: Run, images: _Images, first: int, count: int) -> Judged | None:
-    """All shards of a range, in order; None where a signal came first, or in a process that is not the first.
-
-    Of several processes each makes every n-th shard; the first one gathers them all.
-    """
-    folder = _folder(run, images)
-    if pod.count() > 1 and not _make_own(run, images, folder, first, count):
-        return None
-    statistics, pools, logits, pixels = moments.Statistics.empty(run.extractor.dim), [], [], []
-    bar = log.progress(count, unit="image", doing="evaluating")
-    for start in range(first, first + count, SHARD):
-        if preemption.requested():
-            bar.close()
-            return None
-        size, keep = _sizes(first, count, start)
-        path = folder / f"{start:08d}-{size}.npz"
-        while not path.exists() and pod.count() > 1:  # another process makes it
-            if preemption.requested():
-                bar.close()
-                return None
-            _wait(0.5)
-        arrays = _shard(run, images, path, start, size, keep)
-        if int(arrays["nfe"]):
-            images.facts["nfe"] = int(arrays["nfe"])
-        statistics = statistics.update(arrays["pool"])
-        if sum(map(len, pools)) < reference.FEATURE_IMAGES:
-            pools.append(arrays["pool"])
-        if "is" in run.config.eval.metrics:
-            logits.append(arrays["logits"])
-        pixels.append(arrays["pixels"][:keep])
-        bar.update(size)
-    bar.close()
-    return Judged(statistics, np.concatenate(pools), np.concatenate(logits) if logits else None, np.concatenate(pixels))
-
-
-def _sizes(first: int, count: int, start: int) -> tuple[int, int]:
-    """How many images the shard at `start` has, and of how many of them the pixels are kept."""
-    size = min(SHARD, first + count - start)
-    return size, min(size, max(0, reference.PIXEL_IMAGES - (start - first)))
-
-
-def _make_own(run: Run, images: _Images, folder: pathlib.Path, first: int, count: int) -> bool:
-    """Makes this process's shards; whether it is the first process, and no signal came."""
-    for start in range(first + pod.index() * SHARD, first + count, pod.count() * SHARD):
-        if preemption.requested():
-            return False
-        size, keep = _sizes(first, count, start)
-        _shard(run, images, folder / f"{start:08d}-{size}.npz", start, size, keep)
-    return pod.index() == 0
-
-
-def first_images(run: Run, count: int) -> np.ndarray:
-    """Up to `count` of the first images that `evaluate` judged, from the shard that it kept."""
-    settings = run.config.eval
-    size = min(SHARD, settings.count)
-    folder = _folder(run, _Images(run, run.sampling.step if run.sampling else -1))
-    return moments.read_npz(folder / f"{settings.first:08d}-{size}.npz")["pixels"][:count]
-
-
 # ── Scores ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _scores(run: Run, against: reference.Reference, judged: Judged) -> tuple[dict[str, float], list[str]]:
-    """The named scores that the config asks for, and sentences to stand beside them."""
-    name, found = run.extractor.name, judged.statistics.finalize()
-    count, result = found.count, {}
-    said = frechet.cautions(found, against.moments)
-    for metric in run.config.eval.metrics:
-        if (metric in ("kid", "pr") and against.features is None) or (
-            metric in ("swd", "lsd") and against.pixels is None
-        ):
-            said.append(f"{metric} needs the reference's images: make it with --mode=stats, or name a source")
-        elif metric == "fd":
-            result[frechet.score_name("fid", name, count)] = frechet.frechet_distance(found, against.moments)
-        elif metric == "fd_infinity":
-            key = "fid_infinity" if name == frechet.INCEPTION else "fd_infinity"
-            extrapolated = frechet.frechet_infinity(judged.pool, against.moments)
-            result[frechet.score_name(key, name, len(judged.pool))] = extrapolated.value
-        elif metric == "kid":
-            size = min(1000, len(judged.pool), len(against.features))
-            estimate = scores.kid(judged.pool, against.features, subset_size=size)
-            key = frechet.score_name("kid", name, len(judged.pool))
-            result |= {key: estimate.value, f"{key}_std": estimate.std}
-        elif metric == "is":
-            estimate = scores.inception_score(judged.logits)
-            key = frechet.score_name("is", name, count)
-            result |= {key: estimate.value, f"{key}_std": estimate.std}
-        elif metric == "pr":
-            pair = scores.precision_recall(judged.pool, against.features)
-            for key, value in zip(("precision", "recall"), pair, strict=True):
-                result[frechet.score_name(key, name, len(judged.pool))] = value
-        elif metric == "swd":
-            pair = (x.astype(np.float32) for x in (judged.pixels, against.pixels))
-            result[frechet.score_name("swd", "pixels", len(judged.pixels))] = scores.sliced_wasserstein(*pair)
-        elif metric == "lsd":
-            power = scores.radial_power(judged.pixels)
-            key = frechet.score_name("lsd_db", "pixels", len(judged.pixels))
-            result[key] = scores.log_spectral_distance(power, against.power)
-    return result, said
-
-
-def score_images(
-    run: Run, against: reference.Reference, chunks: Iterator[UInt8[np.ndarray, "_ h w c"]]
-) -> dict[str, float]:
-    """The scores, by name, of images that come in `chunks`; nothing of them is kept or written."""
-    pixels: list[np.ndarray] = []
-
-    def watched() -> Iterator[np.ndarray]:
-        for chunk in chunks:
-            pixels.append(chunk[: max(0, reference.PIXEL_IMAGES - sum(map(len, pixels)))])
-            yield chunk
-
-    features = extract.collect(reference.features_of(run.extractor, watched(), run.config.eval.batch_size))
-    statistics = moments.Statistics.empty(run.extractor.dim).update(features.pool)
-    return _scores(run, against, Judged(statistics, features.pool, features.logits, np.concatenate(pixels)))[0]
 
 
 def _line(row: dict[str, object], names: list[str]) -> str:
@@ -278,13 +59,13 @@ def _line(row: dict[str, object], names: list[str]) -> str:
     return f"{values}  | {row['images']} {row['numbers']}  {how}  | against {row['reference']}, {row['extractor']}"
 
 
-def _append(run: Run, row: dict[str, object]) -> None:
+def _append(run: shards.Run, row: dict[str, object]) -> None:
     if jax.process_index() == 0:
         with (run.workdir / "results.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
 
 
-def _facts(run: Run, against: reference.Reference, images: _Images) -> dict[str, object]:
+def _facts(run: shards.Run, against: reference.Reference, images: shards.Images) -> dict[str, object]:
     """What a score depends on besides its images' numbers."""
     return {
         **images.facts,
@@ -298,13 +79,13 @@ def _facts(run: Run, against: reference.Reference, images: _Images) -> dict[str,
 
 
 def _one_round(
-    run: Run, against: reference.Reference | None, images: _Images, first: int, count: int
+    run: shards.Run, against: reference.Reference | None, images: shards.Images, first: int, count: int
 ) -> dict[str, float] | None:
     """Scores of one range of images, written as a row; None where a signal came first. Only process 0 scores."""
-    judged = _judge(run, images, first, count)
+    judged = shards.judge(run, images, first, count)
     if judged is None or against is None:
         return None if preemption.requested() else {}
-    result, said = _scores(run, against, judged)
+    result, said = named_scores.of(run, against, judged)
     if run.images is not None and count < len(run.images):
         said.append(f"{count} of {len(run.images)} images, in their order: of a sorted set that is not a fair part")
     row = {
@@ -320,7 +101,7 @@ def _one_round(
     return result
 
 
-def _all_rounds(run: Run, against: reference.Reference | None, images: _Images) -> bool:
+def _all_rounds(run: shards.Run, against: reference.Reference | None, images: shards.Images) -> bool:
     """Every round, and their summary where there are several; False where a signal came first."""
     settings, found = run.config.eval, []
     for number in range(run.rounds):
@@ -354,14 +135,14 @@ def _all_rounds(run: Run, against: reference.Reference | None, images: _Images) 
 def check(config: ConfigDict, extractor: extract.Extractor) -> None:
     """Raises ValueError or OSError where the `eval` section asks for what cannot be."""
     settings = config.eval
-    least = max([2, *(_LEAST[metric] for metric in settings.metrics if metric in _LEAST)])
+    least = max([2, *(named_scores.LEAST[metric] for metric in settings.metrics if metric in named_scores.LEAST)])
     if settings.count < least:
         raise ValueError(f"eval.count is {settings.count}; it must be at least {least} for these eval.metrics")
     if settings.first < 0:
         raise ValueError(f"eval.first is {settings.first}; it must be at least 0")
-    unknown = [metric for metric in settings.metrics if metric not in METRICS]
+    unknown = [metric for metric in settings.metrics if metric not in named_scores.METRICS]
     if unknown or not settings.metrics:
-        raise ValueError(f"eval.metrics is {tuple(settings.metrics)}; choose some of {', '.join(METRICS)}")
+        raise ValueError(f"eval.metrics is {tuple(settings.metrics)}; choose some of {', '.join(named_scores.METRICS)}")
     if "is" in settings.metrics and extractor.name != frechet.INCEPTION:
         raise ValueError(f"the Inception Score needs eval.extractor=inception, not {extractor.name}")
     reference.check_images(config, extractor)
@@ -369,7 +150,9 @@ def check(config: ConfigDict, extractor: extract.Extractor) -> None:
         raise FileNotFoundError(f"eval.reference {settings.reference} is not there; make it with --mode=stats")
 
 
-def prepare(config: ConfigDict, workdir: pathlib.Path, images: str, step: int, protocol: str, watch: bool) -> Run:
+def prepare(
+    config: ConfigDict, workdir: pathlib.Path, images: str, step: int, protocol: str, watch: bool
+) -> shards.Run:
     """Checks everything that can be checked. ValueError or OSError for bad input.
 
     `images` is a source to judge in place of samples; `step` a checkpoint's, -1 the latest's. With `watch` this
@@ -402,14 +185,14 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, images: str, step: int, p
         if watch and not generate.checkpoint_steps(workdir):
             log.say(f"waiting for the first checkpoint in {workdir}")
         while watch and not generate.checkpoint_steps(workdir) and not preemption.requested():
-            _wait(1.0)
+            shards.wait(1.0)
         sampling = generate.prepare(config, workdir, "0", str(workdir / "evaluations"), step)
     workdirs.check_writable(workdir / "evaluations")
-    return Run(config, workdir, extractor, source, sampling, rounds, watch)
+    return shards.Run(config, workdir, extractor, source, sampling, rounds, watch)
 
 
 @preemption.noted()
-def evaluate(run: Run) -> int:
+def evaluate(run: shards.Run) -> int:
     """Scores a checkpoint, or a source, or with `watch` each checkpoint as it comes. Returns the exit status."""
     measured: list[reference.Reference] = []
     try:
@@ -427,12 +210,12 @@ def evaluate(run: Run) -> int:
     return preemption.EXIT_AGAIN
 
 
-def _once(run: Run, against: reference.Reference | None) -> bool:
+def _once(run: shards.Run, against: reference.Reference | None) -> bool:
     """Scores the checkpoint, or the source, that was asked for; False where a signal came first."""
-    return _all_rounds(run, against, _Images(run, run.sampling.step if run.sampling else -1))
+    return _all_rounds(run, against, shards.Images(run, run.sampling.step if run.sampling else -1))
 
 
-def _watch(run: Run, against: reference.Reference | None) -> bool:
+def _watch(run: shards.Run, against: reference.Reference | None) -> bool:
     """Scores each checkpoint as it comes, until the last one; False where a signal came first."""
     done: set[int] = set()
 
@@ -444,7 +227,7 @@ def _watch(run: Run, against: reference.Reference | None) -> bool:
                 return str(min(todo))
             if done and max(done) >= run.config.train.steps:
                 return ""
-            _wait(_WATCH_SECONDS)
+            shards.wait(_WATCH_SECONDS)
         return ""
 
     while step := pod.from_first("watched", next_step):
@@ -453,11 +236,11 @@ def _watch(run: Run, against: reference.Reference | None) -> bool:
     return not preemption.requested()
 
 
-def _watched(run: Run, against: reference.Reference | None, step: int) -> None:
+def _watched(run: shards.Run, against: reference.Reference | None, step: int) -> None:
     """Scores one checkpoint, unless training has deleted it meanwhile."""
     images, reason = None, ""
     try:
-        images = _Images(run, step)
+        images = shards.Images(run, step)
     except ValueError as error:
         reason = str(error)
     reason = "; ".join(filter(None, pod.gather("loaded", reason)))
@@ -465,10 +248,3 @@ def _watched(run: Run, against: reference.Reference | None, step: int) -> None:
         log.say(f"passed over: {reason}")
         return
     _all_rounds(run, against, images)
-
-
-def _wait(seconds: float) -> None:
-    """Sleeps, but wakes for a signal."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and not preemption.requested():
-        time.sleep(min(0.2, max(0.0, until - time.monotonic())))

@@ -1,8 +1,4 @@
-"""Sampling: from the EMA weights of a checkpoint to PNG files, a grid or one npz.
-
-An image is a function of its seed and the weights: its noise, and its class where there are classes, come from a key of
-its own, so it is the same in any order and any grouping.
-"""
+"""Sampling: from the EMA weights of a checkpoint to PNG files, a grid or one npz."""
 
 import dataclasses
 import hashlib
@@ -12,14 +8,11 @@ import re
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from warm_jax import checkpoint, experiment, family, log, mesh, pictures, pod, preemption, store, workdirs
-from warm_jax.diffusion import predictors, sampler
-from warm_jax.diffusion.process import Predict
+from warm_jax import checkpoint, experiment, family, log, mesh, pod, preemption, sampling, store, trajectories, workdirs
 
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 _MOST_SEEDS = 10_000_000
@@ -42,122 +35,6 @@ def parse_seeds(text: str) -> np.ndarray:
     return every[np.sort(np.unique(every, return_index=True)[1])]
 
 
-class Sampler:
-    """A compiled sampling loop for batches of one size; fewer images are padded.
-
-    It is called with a tree of weights: the model's, or the pair of the model's and its guide's.
-
-    Args:
-      exp: The experiment; its config's `sample` names solver, steps and guidance.
-      batch_size: Images at a time; rounded up to a multiple of the devices. Default: `sample.batch_size`.
-      guide: The weaker experiment of `sample.guide`.
-    """
-
-    def __init__(
-        self,
-        exp: experiment.Experiment,
-        batch_size: int | None = None,
-        guide: experiment.Experiment | None = None,
-    ):
-        wanted, devices = batch_size or exp.config.sample.batch_size, exp.mesh.size
-        self.batch_size = -(-wanted // devices) * devices
-        self.compile_seconds = 0.0
-        self._exp, self._guide, self._compiled = exp, guide, None
-        self.levels = exp.sampled.levels(exp.config.sample.steps).astype(np.float32)
-
-    def _predictor(self, weights: PyTree, one_hot: jax.Array | None) -> tuple[Predict, int]:
-        """The model, guided and clipped as `sample` says, and how many networks one evaluation of it runs."""
-        exp, settings, guide = self._exp, self._exp.config.sample, self._guide
-        own, other = weights if guide else (weights, None)
-        networks = 1
-
-        def predict(x, t):
-            return exp.to_sample.predict(own, x, t, one_hot)
-
-        def weak(x, t):
-            if guide:
-                return guide.to_sample.predict(other, x, t, one_hot)
-            return exp.to_sample.predict(own, x, t, jnp.zeros_like(one_hot))
-
-        # Previews while training: without `sample.guide`, or classes that were never hidden, there is no guidance.
-        by_class = one_hot is not None and exp.config.data.label_dropout > 0 and not settings.guide
-        if settings.guidance != 1 and (guide or by_class):
-            predict, networks = predictors.guide(predict, weak, settings.guidance), 2
-        if settings.clip:
-            predict = predictors.clip(predict, exp.sampled)
-        return predict, networks
-
-    def draw(self, weights: PyTree, seeds: jax.Array, labels: jax.Array, levels: jax.Array):
-        """The pure function that is compiled: (images, their labels, whether each is finite, evaluations)."""
-        exp, classes, settings = self._exp, self._exp.config.data.num_classes, self._exp.config.sample
-        own = jax.vmap(jax.random.key)(seeds)
-        keys = jax.vmap(jax.random.split)(own)
-        x = jax.vmap(lambda key: exp.sampled.prior(key, exp.process.image_shape))(keys[:, 0])
-        one_hot = None
-        if classes:
-            drawn = jax.vmap(lambda key: jax.random.randint(key, (), 0, classes))(keys[:, 1])
-            labels = jnp.where(labels < 0, drawn, labels)
-            one_hot = jax.nn.one_hot(labels, classes)
-        predict, networks = self._predictor(weights, one_hot)
-        x, record = sampler.sample(
-            predict,
-            exp.sampled,
-            x,
-            levels,
-            solver=settings.solver,
-            keys=jax.vmap(lambda key: jax.random.fold_in(key, 2))(own),
-            churn=sampler.Churn(*(settings[name] for name in sampler.Churn._fields)),
-        )
-        return pictures.to_uint8(x), labels, jnp.all(jnp.isfinite(x), axis=(1, 2, 3)), networks * record.nfe
-
-    def trace(self, weights: PyTree) -> jax.stages.Traced:
-        """The loop as it is jitted over the mesh, for `weights` of these shapes: batch split over the devices."""
-        same, split = mesh.replicated(self._exp.mesh), mesh.split(self._exp.mesh)
-        # The images come out whole on every process, so that any of them can write files.
-        jitted = jax.jit(self.draw, in_shardings=(same, split, split, same), out_shardings=same)
-        seeds = jax.ShapeDtypeStruct((self.batch_size,), jnp.uint32)
-        labels = jax.ShapeDtypeStruct((self.batch_size,), jnp.int32)
-        shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), weights)
-        return jitted.trace(shapes, seeds, labels, self.levels)
-
-    @property
-    def mesh(self) -> jax.sharding.Mesh:
-        """Where it runs, and its weights are replicated."""
-        return self._exp.mesh
-
-    def compile(self, weights: PyTree) -> None:
-        """Compiles, once; the time it took is `compile_seconds`."""
-        if self._compiled is not None:
-            return
-        started = time.perf_counter()
-        self._compiled = self.trace(weights).lower().compile()
-        self.compile_seconds = time.perf_counter() - started
-
-    def __call__(self, weights: PyTree, seeds: np.ndarray, labels: np.ndarray | None = None) -> store.Samples:
-        """Draws one image a seed, at most `batch_size`; `labels` of -1, or None, let each seed draw its class.
-
-        FloatingPointError where a sample is not finite.
-        """
-        self.compile(weights)
-        count, padding = len(seeds), self.batch_size - len(seeds)
-        if padding < 0:
-            raise ValueError(f"{count} seeds are more than a batch of {self.batch_size}")
-        labels = np.full(count, -1) if labels is None else labels
-        rows = tuple(np.pad(a, (0, padding), "edge") for a in (seeds.astype(np.uint32), labels.astype(np.int32)))
-        split = mesh.split(self._exp.mesh)
-        placed = [jax.make_array_from_callback(a.shape, split, lambda index, a=a: a[index]) for a in rows]
-        images, labels, finite, nfe = jax.device_get(self._compiled(weights, *placed, self.levels))
-        if not finite[:count].all():
-            raise FloatingPointError(
-                f"{count - finite[:count].sum()} of {count} samples are not finite (the first has seed "
-                f"{seeds[np.argmin(finite[:count])]}); the weights are broken: sample from an earlier --checkpoint"
-            )
-        return store.Samples(images[:count], labels[:count], int(nfe))
-
-
-# ── The program ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @dataclasses.dataclass(frozen=True)
 class Run:
     """What `prepare` checked and `sample` needs."""
@@ -169,9 +46,9 @@ class Run:
     out: pathlib.Path
     guide: "Run | None" = None
 
-    def sampler(self) -> Sampler:
+    def sampler(self, trajectory: bool = False) -> sampling.Sampler:
         """The sampling loop that the config asks for."""
-        return Sampler(self.experiment, guide=self.guide and self.guide.experiment)
+        return sampling.Sampler(self.experiment, guide=self.guide and self.guide.experiment, trajectory=trajectory)
 
 
 def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
@@ -189,14 +66,21 @@ def require_checkpoint(workdir: pathlib.Path, step: int) -> None:
         raise FileNotFoundError(f"no checkpoint of step {step} in {workdir}; there are {sorted(found)}")
 
 
-def prepare(config: ConfigDict, workdir: pathlib.Path, seeds: str, out: str, step: int) -> Run:
+def prepare(
+    config: ConfigDict, workdir: pathlib.Path, seeds: str, out: str, step: int, trajectory: bool = False
+) -> Run:
     """Checks everything that can be checked, compiles nothing. ValueError or OSError for bad input.
 
     `step` is a checkpoint's, -1 the latest's; `out` a folder, a file.npz or a file.png; empty: `samples/` of the
-    workdir.
+    workdir. `trajectory`: whether the way there is to be drawn too.
     """
     experiment.build(config)
     numbers = parse_seeds(seeds)
+    if trajectory:
+        if pod.count() > 1:
+            raise ValueError(f"--trajectory draws in one process, and here are {pod.count()}; give --processes=1")
+        shape = (*experiment.image_side(config), config.data.channels)
+        trajectories.check(len(numbers), config.sample.steps, config.sample.batch_size, shape)
     require_checkpoint(workdir, step)
     workdirs.check_same(config, workdir, workdirs.MODEL_KEYS)
     guide = check_request(config)
@@ -332,10 +216,11 @@ def made_with(run: Run, step: int, loaded: PyTree) -> dict:
 
 
 @preemption.noted()
-def sample(run: Run) -> int:
+def sample(run: Run, trajectory: bool = False) -> int:
     """Draws the seeds that are not there yet and writes them. Returns the exit status.
 
-    Of several processes each draws every n-th seed, and they meet only at the end.
+    With `trajectory` all are drawn, to the same bytes, and what they looked like on the way is written beside them. Of
+    several processes each draws every n-th seed, and they meet only at the end.
     """
     step, weights = load_weights(run)
     settings = run.experiment.config.sample
@@ -349,7 +234,8 @@ def sample(run: Run) -> int:
     opened: list[store.File | store.Folder] = []
     pod.first_then_all("stale images are gone", lambda: opened.append(open_store()))
     kept = opened[0] if opened else open_store()
-    todo, draw = kept.missing(own), run.sampler()
+    todo, draw = own if trajectory else kept.missing(own), run.sampler(trajectory)
+    followed: list[trajectories.Trajectory] = []
     share = f" (process 0 of {pod.count()})" if pod.count() > 1 else ""
     log.say(f"checkpoint of step {step}; {len(todo)} of {len(own)} images to draw{share}, {draw.batch_size} at a time")
     log.say(experiment.precision_policy(run.experiment.config))
@@ -365,12 +251,14 @@ def sample(run: Run) -> int:
             seeds = todo[first : first + draw.batch_size]
             samples = draw(weights, seeds, np.full(len(seeds), label))
             kept.add(seeds, samples)
+            followed += [samples.trajectory] if trajectory else []
             nfe = samples.nfe
             bar.update(len(seeds))
         bar.close()
         seconds = time.perf_counter() - started
         log.say(f"NFE {nfe} ({settings.solver}, {settings.steps} steps), {bar.n / seconds:.1f} images/s")
-    stopped = bool(preemption.requested()) and len(kept.missing(own)) > 0
+    lacking = len(kept.missing(own)) or (trajectory and sum(len(part.states) for part in followed) < len(own))
+    stopped = bool(preemption.requested()) and bool(lacking)
     if stopped or pod.count() > 1:
         kept.pause()  # process 0 reads there what the others drew
     if any(pod.gather("drawn", "stopped" if stopped else "")):
@@ -379,4 +267,7 @@ def sample(run: Run) -> int:
     pod.first_then_all(
         "finished", lambda: log.say(open_store().finish(run.seeds) if pod.count() > 1 else kept.finish(run.seeds))
     )
+    if trajectory:
+        whole = trajectories.Trajectory(*(np.concatenate(parts) for parts in zip(*followed, strict=True)))
+        log.say(trajectories.write(run.out, run.seeds, whole, run.experiment.sampled, draw.levels[draw.kept]))
     return 0

@@ -45,6 +45,9 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Where the run lives, also gs://BUCKET/… (default: runs/CONFIG, or runs/CONFIG_SYSTEM)."
 )
 _SEEDS = flags.DEFINE_string("seeds", "0-63", "sample: which images, one seed an image, as in 0-63,100.")
+_TRAJECTORY = flags.DEFINE_bool(
+    "trajectory", False, "sample: also draw the way there, trajectory.png and .gif (64 seeds at most; default 0-5)."
+)
 _OUT = flags.DEFINE_string(
     "out",
     "",
@@ -89,8 +92,9 @@ _PROCESSES = flags.DEFINE_integer(
 )
 _PROCESS = flags.DEFINE_integer("process", -1, "Which of the processes this is, from 0; or WARM_JAX_PROCESS.")
 _START_SECONDS = flags.DEFINE_float("start_seconds", 300, "How long to wait for the other processes.", lower_bound=1)
+_TRAJECTORY_SEEDS = "0-5"  # where --seeds does not say others
 # What the processes of one job must have in common; folders may have other names elsewhere.
-_SAME_FLAGS = ("mode", "seeds", "checkpoint", "images", "protocol", "watch")
+_SAME_FLAGS = ("mode", "seeds", "trajectory", "checkpoint", "images", "protocol", "watch")
 
 
 def _fail(error: Exception | str, status: int) -> int:
@@ -209,6 +213,10 @@ def _convert(config: ConfigDict | None) -> Callable[[], int]:
 
 def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Callable[[], int]:
     """Checks everything for `mode` and returns the program, ready to run. ValueError or OSError for bad input."""
+    if _TRAJECTORY.value and mode != "sample":
+        raise ValueError(
+            f"--trajectory shows how samples come about; it does not go with --mode={mode}, only with sample"
+        )
     if mode == "prepare":
         return _prepare_images(config)
     if mode == "inspect":
@@ -221,8 +229,10 @@ def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Call
     if mode == "sample":
         from warm_jax import generate
 
-        drawing = generate.prepare(config, workdir, _SEEDS.value, _path(_OUT), _CHECKPOINT.value)
-        return lambda: generate.sample(drawing)
+        follow = _TRAJECTORY.value
+        seeds = _TRAJECTORY_SEEDS if follow and not flags.FLAGS["seeds"].present else _SEEDS.value
+        drawing = generate.prepare(config, workdir, seeds, _path(_OUT), _CHECKPOINT.value, follow)
+        return lambda: generate.sample(drawing, follow)
     if mode == "compare":
         from warm_jax import compare
 

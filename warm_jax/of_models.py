@@ -13,12 +13,24 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 from ml_collections import ConfigDict
 
-from warm_jax import evaluate, family, generate, log, preemption, reference, trained, workdirs
+from warm_jax import (
+    evaluate,
+    family,
+    generate,
+    log,
+    named_scores,
+    preemption,
+    reference,
+    sampling,
+    shards,
+    trained,
+    workdirs,
+)
 from warm_jax.analysis import learning, manifold, sweep
 from warm_jax.data import sources
 
 Models = dict[float, trained.Model]  # by the BNR at which they are sampled
-METRICS = ("fd", "fd_infinity", "kid", "swd", "lsd")  # of `evaluate.METRICS`, those of which less is better
+METRICS = ("fd", "fd_infinity", "kid", "swd", "lsd")  # of `named_scores.METRICS`, those of which less is better
 
 
 def say(line: str) -> None:
@@ -112,7 +124,7 @@ def departure(
 class Scoring:
     """How samples are scored: one metric of `eval`, against the reference of `eval`, in a workdir of the analysis."""
 
-    judging: evaluate.Run
+    judging: shards.Run
     settings: ConfigDict  # `analysis`
     batch_size: int
 
@@ -134,11 +146,11 @@ def prepare_scoring(config: ConfigDict, workdir: pathlib.Path, source: sources.S
     extractor = reference.load_extractor(config)
     evaluate.check(config, extractor)
     workdirs.check_writable(workdir / "evaluations")
-    judging = evaluate.Run(config, workdir, extractor, source, None, 1, False)
+    judging = shards.Run(config, workdir, extractor, source, None, 1, False)
     return Scoring(judging, settings, config.sample.batch_size)
 
 
-def _draw(model: trained.Model, sampler: generate.Sampler, first: int, count: int) -> Iterator[tuple[np.ndarray, int]]:
+def _draw(model: trained.Model, sampler: sampling.Sampler, first: int, count: int) -> Iterator[tuple[np.ndarray, int]]:
     """Images of the seeds from `first` on, in batches, with the evaluations that each took."""
     for start in range(first, first + count, sampler.batch_size):
         seeds = np.arange(start, min(start + sampler.batch_size, first + count))
@@ -150,13 +162,13 @@ def _measure(
     scoring: Scoring, against: reference.Reference, models: Models
 ) -> Callable[[sweep.Cell], tuple[int, sweep.Scores]]:
     """What one cell scores: of seed k the k-th `analysis.samples` images. A sampler is compiled once for its cells."""
-    compiled: dict[tuple[float, int], generate.Sampler] = {}
+    compiled: dict[tuple[float, int], sampling.Sampler] = {}
 
     def measure(cell: sweep.Cell) -> tuple[int, sweep.Scores]:
         model = models[cell.bnr].sampled_with(steps=cell.steps, solver="heun", guidance=1.0, clip=False)
         if (cell.bnr, cell.steps) not in compiled:
             compiled.clear()
-            compiled[cell.bnr, cell.steps] = generate.Sampler(model.experiment, scoring.batch_size)
+            compiled[cell.bnr, cell.steps] = sampling.Sampler(model.experiment, scoring.batch_size)
         count, evaluations = scoring.settings.samples, []
 
         def images() -> Iterator[np.ndarray]:
@@ -167,7 +179,7 @@ def _measure(
                 if preemption.requested():
                     raise InterruptedError(preemption.requested())
 
-        scores = evaluate.score_images(scoring.judging, against, images())
+        scores = named_scores.score_images(scoring.judging, against, images())
         if not scores:
             metric = scoring.judging.config.eval.metrics[0]
             raise ValueError(f"{against.name} is no reference for {metric}; make one with --mode=stats")

@@ -32,21 +32,42 @@ def grid(images: UInt8[np.ndarray, "n h w c"], columns: int | None = None) -> UI
     return canvas
 
 
-def labelled_rows(rows: list[tuple[str, UInt8[np.ndarray, "n h w c"]]], side: int = 64) -> UInt8[np.ndarray, "gh gw c"]:
-    """A row of images for each (label, images), the label at its left; images are `side` pixels high or a bit more."""
+def labelled_rows(
+    rows: list[tuple[str, UInt8[np.ndarray, "n h w c"]]], side: int = 64, heads: list[str] | None = None
+) -> UInt8[np.ndarray, "gh gw c"]:
+    """A row of images for each (label, images), the label at its left; images are `side` pixels high or a bit more.
+
+    `heads`: a text over the labels, and one over each column; of one or several lines, as many in each.
+    """
     scale = max(1, round(side / rows[0][1].shape[1]))
     strips = [grid(images.repeat(scale, 1).repeat(scale, 2), len(images)) for _, images in rows]
     height, channels, left = strips[0].shape[0] + 6, strips[0].shape[2], 8 * max(len(label) for label, _ in rows) + 16
-    width = left + max(strip.shape[1] for strip in strips)
-    canvas = np.full((height * len(rows), width, channels), 255, np.uint8)
+    width, top = left + max(strip.shape[1] for strip in strips), 13 * (heads[0].count("\n") + 1) + 6 if heads else 0
+    canvas = np.full((top + height * len(rows), width, channels), 255, np.uint8)
     for i, strip in enumerate(strips):
-        canvas[i * height : i * height + strip.shape[0], left : left + strip.shape[1]] = strip
+        canvas[top + i * height : top + i * height + strip.shape[0], left : left + strip.shape[1]] = strip
     sheet = Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    draw, black = ImageDraw.Draw(sheet), (0,) * channels if channels > 1 else 0
     for i, (label, _) in enumerate(rows):
-        draw.text((8, i * height + height // 2 - 12), label, fill=(0,) * channels if channels > 1 else 0, font=font)
+        middle = top + i * height + height // 2
+        draw.text((8, middle - 12), label, fill=black, font=ImageFont.load_default(15))
+    for i, head in enumerate(heads or []):
+        x = left + (i - 1) * (rows[0][1].shape[2] * scale + 2) + 2 if i else 8
+        draw.multiline_text((x, 1), head, fill=black, font=ImageFont.load_default(11), spacing=2)
     drawn = np.asarray(sheet)
     return drawn[..., None] if drawn.ndim == 2 else drawn
+
+
+def shrink(images: UInt8[np.ndarray, "n h w c"], side: int) -> UInt8[np.ndarray, "n h2 w2 c"]:
+    """Images of much more than `side` pixels in height made about so high, by means over squares; others as they are.
+
+    Means over squares weaken noise: of white noise by the squares' side.
+    """
+    n, height, width, channels = images.shape
+    by = max(1, round(height / side))
+    rows, columns = height // by, width // by
+    squares = images[:, : rows * by, : columns * by].reshape(n, rows, by, columns, by, channels)
+    return images if by == 1 else np.round(squares.mean((2, 4))).astype(np.uint8)
 
 
 def scale_for_people(images: UInt8[np.ndarray, "n h w c"]) -> int:

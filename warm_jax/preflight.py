@@ -22,7 +22,7 @@ from collections.abc import Iterator
 import jax
 from ml_collections import ConfigDict
 
-from warm_jax import experiment, generate, log, mesh, step, workdirs
+from warm_jax import experiment, log, mesh, sampling, step, workdirs
 from warm_jax.ahead import flops, hlo, report, roofline, topology
 
 
@@ -134,7 +134,7 @@ def examine(config: ConfigDict, target: topology.Target) -> Iterator[dict]:
     weights = jax.eval_shape(exp.model.init, jax.random.key(0))
     # Each process samples on its own devices, where nothing is divided.
     host = [device for device in devices if device.process_index == devices[0].process_index]
-    draw = generate.Sampler(dataclasses.replace(built, mesh=mesh.over(host)))
+    draw = sampling.Sampler(dataclasses.replace(built, mesh=mesh.over(host)))
     found = {
         "topology": target.text,
         "chip": target.chip._asdict(),

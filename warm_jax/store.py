@@ -12,21 +12,24 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from warm_jax import log, pictures, workdirs
+from warm_jax.trajectories import Trajectory
 
 GRID_IMAGES = 400
 
 
 class Samples(NamedTuple):
-    """Images uint8 `[n, h, w, c]`, and how many network evaluations each took."""
+    """Images uint8 `[n, h, w, c]`, how many network evaluations each took and, where it was kept, their way."""
 
     images: UInt8[np.ndarray, "n h w c"]
     labels: Int[np.ndarray, " n"]
     nfe: int
+    trajectory: Trajectory | None = None
 
 
 def drawn_images(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The files in `folder` that are named as samples are."""
-    return [path for path in folder.glob("*.png") if re.fullmatch(r"\d{6,}|grid", path.stem)]
+    """The files in `folder` that are named as samples, or their trajectories, are."""
+    named = re.compile(r"(\d{6,}|grid|trajectory)\.png|trajectory\.gif")
+    return [path for path in folder.iterdir() if named.fullmatch(path.name)] if folder.is_dir() else []
 
 
 class Folder:

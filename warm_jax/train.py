@@ -19,7 +19,20 @@ from clu import parameter_overview
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from warm_jax import checkpoint, experiment, family, generate, log, mesh, pictures, pod, preemption, speed, workdirs
+from warm_jax import (
+    checkpoint,
+    experiment,
+    family,
+    generate,
+    log,
+    mesh,
+    pictures,
+    pod,
+    preemption,
+    sampling,
+    speed,
+    workdirs,
+)
 from warm_jax.convert import begin
 from warm_jax.data import pipeline, sources
 from warm_jax.step import BIN_EDGES, State, Totals, abstract_state, init_state, learning_rate, trace_step, zero_totals
@@ -204,7 +217,7 @@ class Preview:
         count = min(PREVIEW_IMAGES, exp.config.sample.batch_size) // self.columns * self.columns or self.columns
         self.seeds = np.arange(count)
         self.labels = np.arange(count) % self.classes if self.classes else None
-        self.draw = generate.Sampler(exp, batch_size=count)
+        self.draw = sampling.Sampler(exp, batch_size=count)
 
     def __call__(self, step: int, ema: PyTree) -> str:
         """Draws with the weights `ema` and writes the grid of step `step`; says where it is, or why there is none."""

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 from ml_collections import ConfigDict
 
-from warm_jax import evaluate, experiment, generate, log, train, workdirs
+from warm_jax import evaluate, experiment, generate, log, sampling, train, workdirs
 from warm_jax.diffusion.process import Prediction, Process
 
 
@@ -113,7 +113,7 @@ def sample(
     if not len(numbers) or numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= 2**32:
         raise ValueError("seeds are at least one whole number from 0 to 2^32 - 1")
     chosen = _classes(model, len(numbers), labels)
-    draw = generate.Sampler(model.experiment, batch_size=min(len(numbers), model.experiment.config.sample.batch_size))
+    draw = sampling.Sampler(model.experiment, batch_size=min(len(numbers), model.experiment.config.sample.batch_size))
     bar, images = log.progress(len(numbers), unit="image", doing="sampling"), []
     for first in range(0, len(numbers), draw.batch_size):
         part = slice(first, first + draw.batch_size)

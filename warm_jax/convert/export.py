@@ -20,7 +20,7 @@ from jax import export as jax_export
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from warm_jax import experiment, family, generate, log, workdirs
+from warm_jax import experiment, family, generate, log, sampling, workdirs
 from warm_jax.convert import bundle, card
 from warm_jax.convert.edm import save_workdir
 
@@ -76,7 +76,7 @@ def program(exp: experiment.Experiment, platforms: tuple[str, ...]) -> jax_expor
 
     Seeds are uint32 `[b]`; labels, of a model with classes, int32 `[b]`, -1: the seed draws its class.
     """
-    drawing = generate.Sampler(exp, batch_size=exp.mesh.size)
+    drawing = sampling.Sampler(exp, batch_size=exp.mesh.size)
     shapes = bundle.flatten_shapes(exp)
     (count,) = jax_export.symbolic_shape("b")
     seeds, labels = (jax.ShapeDtypeStruct((count,), dtype) for dtype in (jnp.uint32, jnp.int32))
