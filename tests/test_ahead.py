@@ -9,7 +9,7 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec
 
-from warm_jax import mesh, step
+from warm_jax import mesh, sampling, step
 from warm_jax.ahead import flops, hlo, report, roofline, topology
 
 F32 = 4
@@ -248,6 +248,15 @@ def test_a_train_step_sends_its_gradients_once(accumulation, quick_compile):
     assert reduced.kind == "all-reduce"
     sums = F32 * (sum(np.size(x) for x in step.zero_totals()) + 1)
     assert gradients * accumulation <= reduced.bytes <= (gradients + 2 * sums) * accumulation
+
+
+def test_sampling_sends_nothing_between_the_devices_of_a_process(quick_compile):
+    """TPU compilers refuse collectives among a part of a slice, which is what one host of many has."""
+    exp = tiny.build()
+    draw = sampling.Sampler(exp, batch_size=16)
+    compiled = draw.trace(jax.eval_shape(exp.model.init, jax.random.key(0))).lower().compile()
+    assert exp.mesh.size == 8
+    assert hlo.traffic(compiled.as_text(), 8).collectives == ()
 
 
 # ── Bounds and what is said of them ──────────────────────────────────────────────────────────────────────────────────

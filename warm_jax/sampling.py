@@ -106,8 +106,11 @@ class Sampler:
     def trace(self, weights: PyTree) -> jax.stages.Traced:
         """The loop as it is jitted over the mesh, for `weights` of these shapes: batch split over the devices."""
         same, split = mesh.replicated(self._exp.mesh), mesh.split(self._exp.mesh)
-        # The images come out whole on every process, so that any of them can write files.
-        program, outs = (self.draw, same) if self.kept is None else (self.follow, (same, split))
+        # On the devices of several processes images come out whole on each, so that any can write files. On those of
+        # one they stay where they are drawn: a part of a v5e or v6e slice has no wires of its own to gather them.
+        several = len({device.process_index for device in self._exp.mesh.devices.flat}) > 1
+        outs = same if several else (split, split, split, same)
+        program, outs = (self.draw, outs) if self.kept is None else (self.follow, (outs, split))
         jitted = jax.jit(program, in_shardings=(same, split, split, same), out_shardings=outs)
         seeds = jax.ShapeDtypeStruct((self.batch_size,), jnp.uint32)
         labels = jax.ShapeDtypeStruct((self.batch_size,), jnp.int32)
