@@ -65,7 +65,7 @@ def weights(workdir, number=60):
     exp = experiment.build(smoke.get_config())
     abstract = step.abstract_state(exp)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", writable=False)
-    return jax.device_get(checkpoints.restore(number, train=abstract._replace(ema=None), ema=abstract.ema))
+    return jax.device_get(checkpoints.restore(number, **step.to_store(abstract)))
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ def stored(workdir, number, devices=None):
     exp = tiny.build(devices=devices)
     abstract = step.abstract_state(exp)
     reader = checkpoint.Checkpoints(workdir / "checkpoints", writable=False)
-    return jax.device_get(reader.restore(number, train=abstract._replace(ema=None), ema=abstract.ema))
+    return jax.device_get(reader.restore(number, **step.to_store(abstract)))
 
 
 def saved_steps(workdir):

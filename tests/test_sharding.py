@@ -104,7 +104,7 @@ def test_a_run_goes_on_with_other_devices(tmp_path):
         assert train.train(made, final_grid=fsdp > 1) == 0
         abstract = step.abstract_state(divided(made.experiment, 2, 4))
         reader = checkpoint.Checkpoints(folder / "checkpoints", writable=False)
-        return reader.restore(steps, train=abstract._replace(ema=None), ema=abstract.ema)
+        return reader.restore(steps, **step.to_store(abstract))
 
     for steps, devices, fsdp in ((10, 8, 4), (20, 1, 1), (30, 2, 1)):
         found = go_on(tmp_path / "moved", steps, devices, fsdp)

@@ -26,12 +26,15 @@ METRICS = ("fd", "fd_infinity", "kid", "is", "pr", "swd", "lsd")
 SHARD = 1000  # images whose features are kept in one file
 PAPER_COUNT, PAPER_ROUNDS = 50_000, 3
 _WATCH_SECONDS = 15.0
-_SHOWN = ("system", "checkpoint_step", "nfe", "solver", "steps", "bnr", "guidance")
+_SHOWN = ("system", "checkpoint_step", "ema", "nfe", "solver", "steps", "bnr", "guidance")
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What `prepare` checked and `evaluate` needs. `sampling` is None where images are read from `images`."""
+    """What `prepare` checked and `evaluate` needs. `sampling` is None where images are read from `images`.
+
+    `emas` are the σ_rel of the EMAs to score one after the other; none: the plain one.
+    """
 
     config: ConfigDict
     workdir: pathlib.Path
@@ -40,6 +43,7 @@ class Run:
     sampling: generate.Run | None
     rounds: int
     watch: bool
+    emas: tuple[float, ...] = ()
 
 
 def _is_file(spec: str) -> bool:
@@ -75,15 +79,15 @@ def find_reference(run: Run) -> reference.Reference:
 class _Images:
     """The images to judge, by number: samples by seed, or those of a source; with what to say of them in a result."""
 
-    def __init__(self, run: Run, step: int = -1):
+    def __init__(self, run: Run, step: int = -1, ema: float | None = None, sampler: generate.Sampler | None = None):
         self.facts: dict[str, object]
         if run.sampling is None:
             self._source, self.facts = run.images, {"images": run.images.spec, "data_hash": run.images.fingerprint}
             self.key = {"images": run.images.fingerprint}
             return
-        self._source, sampling = None, dataclasses.replace(run.sampling, step=step)
+        self._source, sampling = None, dataclasses.replace(run.sampling, step=step, ema=ema)
         step, self._weights = generate.load_weights(sampling)
-        self._sampler = sampling.sampler()
+        self._sampler = sampler or sampling.sampler()
         settings = run.config.sample
         self.key = generate.made_with(sampling, step, self._weights)
         self.facts = {
@@ -97,6 +101,8 @@ class _Images:
             "preconditioning": run.config.model.preconditioning,
             "sample": json.loads(json.dumps(settings.to_dict(), default=list)),
         }
+        if ema is not None:
+            self.facts |= {"ema": ema, "ema_made_of": self.key["ema"]}
         self._label = -1 if settings.class_label is None else settings.class_label
 
     def chunks(self, first: int, count: int) -> Iterator[np.ndarray]:
@@ -369,13 +375,23 @@ def check(config: ConfigDict, extractor: extract.Extractor) -> None:
         raise FileNotFoundError(f"eval.reference {settings.reference} is not there; make it with --mode=stats")
 
 
-def prepare(config: ConfigDict, workdir: pathlib.Path, images: str, step: int, protocol: str, watch: bool) -> Run:
+def prepare(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    images: str,
+    step: int,
+    protocol: str,
+    watch: bool,
+    emas: tuple[float, ...] = (),
+) -> Run:
     """Checks everything that can be checked. ValueError or OSError for bad input.
 
-    `images` is a source to judge in place of samples; `step` a checkpoint's, -1 the latest's. With `watch` this
-    waits for the first checkpoint.
+    `images` is a source to judge in place of samples; `step` a checkpoint's, -1 the latest's; `emas` the σ_rel of the
+    EMAs to score, none: the plain one. With `watch` this waits for the first checkpoint.
     """
     experiment.build(config)
+    if images and emas:
+        raise ValueError("--ema is of a checkpoint's weights; it does not go with --images")
     if watch and images:
         raise ValueError("--watch evaluates each new checkpoint; it does not go with --images")
     rounds = PAPER_ROUNDS if protocol == "paper" else 1
@@ -404,8 +420,10 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, images: str, step: int, p
         while watch and not generate.checkpoint_steps(workdir) and not preemption.requested():
             _wait(1.0)
         sampling = generate.prepare(config, workdir, "0", str(workdir / "evaluations"), step)
+        for ema in () if watch else emas:  # with `watch` a checkpoint that is too early for it is passed over
+            generate.check_ema(workdir, step, ema)
     workdirs.check_writable(workdir / "evaluations")
-    return Run(config, workdir, extractor, source, sampling, rounds, watch)
+    return Run(config, workdir, extractor, source, sampling, rounds, watch, emas)
 
 
 @preemption.noted()
@@ -429,7 +447,15 @@ def evaluate(run: Run) -> int:
 
 def _once(run: Run, against: reference.Reference | None) -> bool:
     """Scores the checkpoint, or the source, that was asked for; False where a signal came first."""
-    return _all_rounds(run, against, _Images(run, run.sampling.step if run.sampling else -1))
+    step, sampler = -1, None
+    if run.sampling:  # one program for all EMAs
+        step, sampler = run.sampling.step, run.sampling.sampler()
+    for ema in run.emas or (None,):
+        images = _Images(run, step, ema, sampler)
+        if not _all_rounds(run, against, images):
+            return False
+        step = images.facts.get("checkpoint_step", -1)  # of the latest one there may soon be another
+    return True
 
 
 def _watch(run: Run, against: reference.Reference | None) -> bool:
@@ -455,16 +481,17 @@ def _watch(run: Run, against: reference.Reference | None) -> bool:
 
 def _watched(run: Run, against: reference.Reference | None, step: int) -> None:
     """Scores one checkpoint, unless training has deleted it meanwhile."""
-    images, reason = None, ""
-    try:
-        images = _Images(run, step)
-    except ValueError as error:
-        reason = str(error)
-    reason = "; ".join(filter(None, pod.gather("loaded", reason)))
-    if images is None or reason:
-        log.say(f"passed over: {reason}")
-        return
-    _all_rounds(run, against, images)
+    for ema in run.emas or (None,):
+        images, reason = None, ""
+        try:
+            images = _Images(run, step, ema)
+        except ValueError as error:
+            reason = str(error)
+        reason = "; ".join(filter(None, pod.gather("loaded", reason)))
+        if images is None or reason:
+            log.say(f"passed over: {reason}")
+        elif not _all_rounds(run, against, images):
+            return
 
 
 def _wait(seconds: float) -> None:

@@ -53,6 +53,12 @@ _OUT = flags.DEFINE_string(
 _CHECKPOINT = flags.DEFINE_integer(
     "checkpoint", -1, "Step of the checkpoint to sample, score, analyze or export; -1: the latest."
 )
+_EMA = flags.DEFINE_list(
+    "ema",
+    [],
+    "sample, evaluate, analyze, export: instead of the plain EMA one of this relative length σ_rel, as 0.08, of a run "
+    "with train.posthoc_ema; evaluate scores several, as 0.02,0.05,0.1.",
+)
 _IMAGES = flags.DEFINE_string("images", "", "A source of images, as data.source: bundled, zip:FILE, folder:PATH, …")
 _PROTOCOL = flags.DEFINE_enum(
     "protocol", "once", ["once", "paper"], "evaluate: one round of eval.count images, or three disjoint ones of 50,000."
@@ -90,7 +96,7 @@ _PROCESSES = flags.DEFINE_integer(
 _PROCESS = flags.DEFINE_integer("process", -1, "Which of the processes this is, from 0; or WARM_JAX_PROCESS.")
 _START_SECONDS = flags.DEFINE_float("start_seconds", 300, "How long to wait for the other processes.", lower_bound=1)
 # What the processes of one job must have in common; folders may have other names elsewhere.
-_SAME_FLAGS = ("mode", "seeds", "checkpoint", "images", "protocol", "watch")
+_SAME_FLAGS = ("mode", "seeds", "checkpoint", "ema", "images", "protocol", "watch")
 
 
 def _fail(error: Exception | str, status: int) -> int:
@@ -158,6 +164,20 @@ def _path(flag: flags.FlagHolder[str]) -> str:
     return flag.value and str(buckets.local(flag.value))
 
 
+def _emas() -> tuple[float, ...]:
+    try:
+        return tuple(float(text) for text in _EMA.value)
+    except ValueError as error:
+        raise ValueError(f"--ema={','.join(_EMA.value)}: give relative lengths as 0.08 or 0.02,0.05,0.1") from error
+
+
+def _ema() -> float | None:
+    given = _emas()
+    if len(given) > 1:
+        raise ValueError(f"--ema={','.join(_EMA.value)}: --mode={_MODE.value} takes one; --mode=evaluate takes several")
+    return given[0] if given else None
+
+
 def _prepare_images(config: ConfigDict | None) -> Callable[[], int]:
     from warm_jax import prepare
 
@@ -221,7 +241,7 @@ def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Call
     if mode == "sample":
         from warm_jax import generate
 
-        drawing = generate.prepare(config, workdir, _SEEDS.value, _path(_OUT), _CHECKPOINT.value)
+        drawing = generate.prepare(config, workdir, _SEEDS.value, _path(_OUT), _CHECKPOINT.value, _ema())
         return lambda: generate.sample(drawing)
     if mode == "compare":
         from warm_jax import compare
@@ -231,12 +251,12 @@ def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Call
     if mode == "analyze":
         from warm_jax import analyze
 
-        figures = analyze.prepare(config, workdir, _ANALYSIS.value, _CHECKPOINT.value)
+        figures = analyze.prepare(config, workdir, _ANALYSIS.value, _CHECKPOINT.value, _ema())
         return lambda: analyze.analyze(figures)
     if mode == "export":
         from warm_jax.convert import export
 
-        exporting = export.prepare(config, workdir, _path(_OUT), _CHECKPOINT.value, tuple(_PLATFORMS.value))
+        exporting = export.prepare(config, workdir, _path(_OUT), _CHECKPOINT.value, tuple(_PLATFORMS.value), _ema())
         return lambda: export.export(exporting)
     if mode == "convert":
         return _convert(config)
@@ -249,7 +269,8 @@ def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Call
 
     if mode == "stats":
         return lambda: reference.statistics(config, _IMAGES.value, _path(_OUT))
-    judging = evaluate.prepare(config, workdir, _IMAGES.value, _CHECKPOINT.value, _PROTOCOL.value, _WATCH.value)
+    protocol, watch = _PROTOCOL.value, _WATCH.value
+    judging = evaluate.prepare(config, workdir, _IMAGES.value, _CHECKPOINT.value, protocol, watch, _emas())
     return lambda: evaluate.evaluate(judging)
 
 
