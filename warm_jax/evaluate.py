@@ -392,6 +392,9 @@ def prepare(
     experiment.build(config)
     if images and emas:
         raise ValueError("--ema is of a checkpoint's weights; it does not go with --images")
+    for ema in () if watch else emas:  # with `watch` a checkpoint that is too early for it is passed over
+        generate.require_checkpoint(workdir, step)
+        generate.check_ema(workdir, step, ema)
     if watch and images:
         raise ValueError("--watch evaluates each new checkpoint; it does not go with --images")
     rounds = PAPER_ROUNDS if protocol == "paper" else 1
@@ -420,8 +423,6 @@ def prepare(
         while watch and not generate.checkpoint_steps(workdir) and not preemption.requested():
             _wait(1.0)
         sampling = generate.prepare(config, workdir, "0", str(workdir / "evaluations"), step)
-        for ema in () if watch else emas:  # with `watch` a checkpoint that is too early for it is passed over
-            generate.check_ema(workdir, step, ema)
     workdirs.check_writable(workdir / "evaluations")
     return Run(config, workdir, extractor, source, sampling, rounds, watch, emas)
 
