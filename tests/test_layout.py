@@ -30,6 +30,8 @@ PROGRAMS = (
     "speed",
     "convert",
     "posthoc",
+    "doctor",
+    "health.selftest",
 )
 
 
@@ -107,10 +109,13 @@ def test_the_denoiser_stands_on_diffusion_and_the_networks_on_nothing():
         ["analysis"],
         ["ahead"],
         ["averaging"],
+        ["health.facts", "health.judge"],
     ],
 )
 def test_rooms_know_nothing_of_one_another(room):
-    rooms = within("models", "metrics", "weights", "data", "mesh", "checkpoint", "analysis", "ahead", "averaging")
+    rooms = within(
+        "models", "metrics", "weights", "data", "mesh", "checkpoint", "analysis", "ahead", "averaging", "health"
+    )
     rooms |= within("step", "experiment", "main", *PROGRAMS)
     for name in within(*room):
         assert not own(name) & (rooms - within(*room)), name

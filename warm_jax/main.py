@@ -27,12 +27,14 @@ MODES = {
     "inspect": "look at --images: counts, sizes, broken files, a contact sheet, the spectrum",
     "convert": "convert published Inception weights, --from_inception=FILE.pth, to --out=FILE.safetensors; or EDM's, "
     "--from_edm=FILE.pkl, to --workdir; or an export, --from_export=FOLDER, to --workdir",
+    "doctor": "what this machine has, what is wrong with it, and a self-test of seconds; with a config also its images",
     "export": "write a checkpoint's EMA weights as safetensors, JSON, StableHLO and a model card to --out",
 }
 SAVING = ("train", "sample", "evaluate", "compare", "analyze")  # these save what they have, and leave, at a signal
 TOGETHER = ("train", "sample", "evaluate")  # these run on many processes
-WITHOUT_CONFIG = ("prepare", "inspect", "convert")
+WITHOUT_CONFIG = ("prepare", "inspect", "convert", "doctor")
 EXIT_FAILED, EXIT_USAGE = 1, 2
+CACHE = "~/.cache/warm_jax/xla"  # of compiled programs, where JAX is not told of another
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -279,10 +281,12 @@ def main(argv: list[str]) -> int:
     del argv
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells every detail at INFO
+    if _MODE.value == "doctor":  # which must not fail where JAX does
+        return _doctor()
     import jax
 
     if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/warm_jax/xla"))
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(CACHE))
     if _MODE.value == "preflight":  # its compilers are in processes of their own: an accelerator here is left alone
         jax.config.update("jax_platforms", "cpu")
     try:
@@ -302,6 +306,21 @@ def main(argv: list[str]) -> int:
     workdir = _WORKDIR.value or str(default_workdir(given or "images"))
     with preemption.noted() if _MODE.value in SAVING else contextlib.nullcontext():
         return _run(_MODE.value, _CONFIG.value, workdir)
+
+
+def _doctor() -> int:
+    from warm_jax import doctor
+
+    out, cache = _path(_OUT), os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.expanduser(CACHE)
+    if out and (pathlib.Path(out).suffix != ".json" or not pathlib.Path(out).absolute().parent.is_dir()):
+        return _fail(f"--out={out}: --mode=doctor writes FILE.json, in a folder that is there", EXIT_USAGE)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+    try:
+        smoke = _config_file("configs/smoke.py")
+    except OSError:
+        smoke = None
+    given = {name: value for name, value in os.environ.items() if value != cache}
+    return doctor.doctor(_CONFIG.value, smoke, pathlib.Path(cache), out, given)
 
 
 def _facts(config: ConfigDict | None) -> dict[str, object]:
