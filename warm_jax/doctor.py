@@ -82,7 +82,7 @@ def doctor(
 ) -> int:
     """Prints the table, and writes it to `out` (FILE.json) if that is given. Returns 0, or 1 where there is a problem.
 
-    `config` is looked at too; `smoke` is trained for some steps, None: not; `cache` is where compiled programs are kept.
+    `config` is looked at too; `smoke` is trained for some steps, None: not; `cache` is where compiled programs lie.
     """
     started, findings = time.perf_counter(), []
 
