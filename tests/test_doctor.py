@@ -154,6 +154,7 @@ def test_what_is_wrong_is_named_with_its_remedy(case):
             "unset JAX_PLAT",
         ),
         ({"tpus": 4, "environment": {"JAX_PLATFORMS": "cpu"}}, "accelerator", "unset JAX_PLATFORMS"),
+        ({"tpus": 4, "plugins": {"libtpu": "1"}, "place": "number 0 of 4"}, "accelerator", ""),
         ({"environment": {"JAX_ENABLE_X64": "1"}}, "setting", "unset JAX_ENABLE_X64"),
         ({"memory_free": GIB // 2}, "memory", ""),
         ({"cache": FOLDER._replace(path="/c", size=30 * GIB)}, "compiled programs", "rm -r /c"),

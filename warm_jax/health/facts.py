@@ -194,11 +194,13 @@ def folder(path: pathlib.Path, count: bool = False) -> Folder:
     return Folder(str(path), disk.free, disk.total, writable, size)
 
 
-def ask_jax() -> Jax:
-    """Starts JAX, and its devices."""
+def ask_jax(only_cpu: bool = False) -> Jax:
+    """Starts JAX, and its devices; with `only_cpu` no accelerator."""
     try:
         import jax
 
+        if only_cpu:
+            jax.config.update("jax_platforms", "cpu")
         found: dict[tuple[str, int], int] = {}
         for device in jax.local_devices():
             stats = device.memory_stats() or {}
@@ -213,7 +215,7 @@ def ask_jax() -> Jax:
 
 def gather(environment: Mapping[str, str], cache: pathlib.Path, place: str = "", place_error: str = "") -> Facts:
     """All of it, in a second or two; `cache` is where compiled programs are kept."""
-    total, free = memory()
+    (total, free), chips = memory(), tpus()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Facts(
         python=platform.python_version(),
@@ -222,8 +224,8 @@ def gather(environment: Mapping[str, str], cache: pathlib.Path, place: str = "",
         needs=_needs(),
         plugins=_plugins(),
         gpus=gpus(),
-        tpus=tpus(),
-        jax=ask_jax(),
+        tpus=chips,
+        jax=ask_jax(only_cpu=bool(chips and place)),  # one host of a slice waits for the others
         cores=cores,
         memory=total,
         memory_free=free,

@@ -146,6 +146,9 @@ def _devices(facts: Facts) -> list[Finding]:
         return found
     if facts.gpus:
         return [*found, _gpu_unseen(facts)]
+    if facts.tpus and facts.place:
+        said = f"{facts.tpus} TPU chips of a slice of several hosts, which start together: not asked here"
+        return [*found, Finding(NOTE, "accelerator", said)]
     asked = facts.environment.get("JAX_PLATFORMS", "")
     if facts.tpus and asked and "tpu" not in asked.split(","):
         said = f"{facts.tpus} TPU chips, and JAX_PLATFORMS is {asked}"
