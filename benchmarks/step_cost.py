@@ -113,7 +113,7 @@ def logging_and_saving(exp, repeats=3):
             metrics.write(number, row)
             reports.append(time.perf_counter() - started)
             started = time.perf_counter()
-            checkpoints.save(number, state._replace(ema=None), state.ema)
+            checkpoints.save(number, **step.to_store(state))
             saves.append(time.perf_counter() - started)
             checkpoints.wait()
             waits.append(time.perf_counter() - started)

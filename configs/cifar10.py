@@ -75,6 +75,8 @@ def recipe(system: str) -> ConfigDict:
     train.clip_norm = 0.0  # the norm that gradients are clipped to; 0: not
     train.ema_halflife_images = 500_000.0
     train.ema_rampup_ratio = 0.05
+    train.posthoc_ema = ()  # σ_rel of averages to make an EMA of any length of afterwards, as (0.05, 0.1); none
+    train.posthoc_every = 10_000  # steps between the snapshots of them, which are all kept
     train.residual_weight = 1.0
     train.accumulation = 1  # slices of a batch, one after the other, where memory is short
     train.log_every = 100

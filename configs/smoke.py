@@ -22,6 +22,7 @@ def get_config(system: str = "warm") -> ConfigDict:
     config.train.steps = 20
     config.train.warmup_images = 64
     config.train.ema_halflife_images = 64.0
+    config.train.posthoc_every = 2
     config.train.log_every = 5
     config.train.sample_every = 10
     config.train.checkpoint_every = 5

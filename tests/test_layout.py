@@ -31,6 +31,9 @@ PROGRAMS = (
     "of_models",
     "speed",
     "convert",
+    "posthoc",
+    "doctor",
+    "health.selftest",
 )
 
 
@@ -107,10 +110,14 @@ def test_the_denoiser_stands_on_diffusion_and_the_networks_on_nothing():
         ["checkpoint"],
         ["analysis"],
         ["ahead"],
+        ["averaging"],
+        ["health.facts", "health.judge"],
     ],
 )
 def test_rooms_know_nothing_of_one_another(room):
-    rooms = within("models", "metrics", "weights", "data", "mesh", "checkpoint", "analysis", "ahead")
+    rooms = within(
+        "models", "metrics", "weights", "data", "mesh", "checkpoint", "analysis", "ahead", "averaging", "health"
+    )
     rooms |= within("step", "sampling", "experiment", "main", *PROGRAMS)
     for name in within(*room):
         assert not own(name) & (rooms - within(*room)), name

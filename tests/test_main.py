@@ -65,7 +65,7 @@ def weights(workdir, number=60):
     exp = experiment.build(smoke.get_config())
     abstract = step.abstract_state(exp)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", writable=False)
-    return jax.device_get(checkpoints.restore(number, train=abstract._replace(ema=None), ema=abstract.ema))
+    return jax.device_get(checkpoints.restore(number, **step.to_store(abstract)))
 
 
 @pytest.fixture(scope="module")
@@ -356,6 +356,12 @@ def test_missing_cifar10_says_how_to_get_it(run, tmp_path):
         ("--mode=sample --config.process.bnr=1", ["process.bnr was 0.5 and is now 1.0"]),
         ("--mode=sample --config.sample.bnr=1", ["sample.bnr is 1.0", "trained at BNR 0.5"]),
         ("--mode=sample --checkpoint=7", ["no checkpoint of step 7", "50, 60"]),
+        ("--config.train.posthoc_ema=(0.05,0.1)", ["train.posthoc_ema was [] and is now [0.05, 0.1]", "--workdir"]),
+        ("--mode=sample --ema=0.08", ["--ema=0.08", "train.posthoc_ema", "leave --ema out"]),
+        ("--mode=evaluate --ema=0.05,0.4", ["--ema=0.05", "train.posthoc_ema"]),
+        ("--mode=export --ema=0.3", ["--ema is 0.3", "0.2887"]),
+        ("--mode=sample --ema=0.05,0.1", ["--ema=0.05,0.1", "takes one"]),
+        ("--mode=evaluate --ema=long", ["--ema=long", "0.02,0.05,0.1"]),
         (
             "--mode=sample --config.sample.guidance=2 --config.sample.guide=gs://no-bucket/x",
             ["gs://no-bucket/x", "gcsfuse"],

@@ -73,7 +73,7 @@ def stored(workdir, number, devices=None):
     exp = tiny.build(devices=devices)
     abstract = step.abstract_state(exp)
     reader = checkpoint.Checkpoints(workdir / "checkpoints", writable=False)
-    return jax.device_get(reader.restore(number, train=abstract._replace(ema=None), ema=abstract.ema))
+    return jax.device_get(reader.restore(number, **step.to_store(abstract)))
 
 
 def saved_steps(workdir):
@@ -119,14 +119,21 @@ def stop_and_kill(hosts, folder, number, to, **settings):
 
 
 def test_two_processes_are_one_with_as_many_devices(tmp_path):
-    """After a SIGTERM to one process, and kill -9 of it; within 1e-6 of the largest number of each array."""
-    stop_and_kill(2, tmp_path, signal.SIGTERM, 1)
-    pod = Pod(2, tmp_path, f"--workdir={tmp_path / 'run'}")
+    """After a SIGTERM to one process, and kill -9 of it; within 1e-6 of the largest number of each array.
+
+    Two averages are kept on the way, which the one process does not keep.
+    """
+    averages = {"posthoc_ema": "(0.05,0.1)", "posthoc_every": 10}
+    stop_and_kill(2, tmp_path, signal.SIGTERM, 1, **averages)
+    pod = Pod(2, tmp_path, f"--workdir={tmp_path / 'run'}", **averages)
     assert pod.end() == (0, [0, 0]), pod.said(0) + pod.said(1)
     assert "step " not in pod.said(1)  # one writer of logs
     rows = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert rows == sorted(set(rows)) and {*range(10, STEPS + 1, 10)} <= set(rows)
     assert_close(stored(tmp_path / "run", STEPS), one_process(tmp_path / "one", 2), 1e-6)
+    snapshots = checkpoint.Checkpoints(tmp_path / "run" / "posthoc", writable=False).steps()
+    assert snapshots == list(range(STEPS, 0, -10))
+    assert (tmp_path / "run" / "checkpoints" / str(STEPS) / "averages").is_dir()
 
 
 @pytest.mark.slow

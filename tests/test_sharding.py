@@ -54,18 +54,19 @@ def test_which_axis_is_divided(shape, fsdp, spec):
 
 def test_divided_parameters_train_as_whole_ones(fsdp=4):
     """float32, after ten steps, within 1e-5 of each array's largest number; the pieces are really smaller."""
-    exp = tiny.build(train__warmup_images=0)
+    exp = tiny.build(train__warmup_images=0, train__posthoc_ema=(0.05, 0.1))
     whole, losses, dp = run_steps(divided(exp, 1), 10)
     parts, other, compiled = run_steps(divided(exp, fsdp), 10)
     np.testing.assert_allclose(other, losses, rtol=1e-5)
     assert_close(jax.device_get(parts), jax.device_get(whole), 1e-5)
-    for leaf in (parts.params["gain"], parts.ema["gain"], parts.optimizer[0].mu["gain"], parts.optimizer[0].nu["gain"]):
+    trees = (parts.params, parts.ema, parts.optimizer[0].mu, parts.optimizer[0].nu, *parts.averages)
+    for leaf in (tree["gain"] for tree in trees):
         assert {piece.data.size for piece in leaf.addressable_shards} == {28 * 28 * 2 // fsdp}
     moved = np.abs(jax.device_get(whole.params["gain"]) - jax.device_get(step.init_state(exp).params["gain"])).max()
     assert moved > 1e-3
-    # Four arrays of 28·28·2 floats: what is left of them on a device.
+    # Six arrays of 28·28·2 floats: what is left of them on a device.
     saved = dp.memory_analysis().argument_size_in_bytes - compiled.memory_analysis().argument_size_in_bytes
-    assert saved == 4 * 28 * 28 * 2 * 4 * (fsdp - 1) / fsdp
+    assert saved == 6 * 28 * 28 * 2 * 4 * (fsdp - 1) / fsdp
 
 
 @pytest.mark.slow
@@ -104,7 +105,7 @@ def test_a_run_goes_on_with_other_devices(tmp_path):
         assert train.train(made, final_grid=fsdp > 1) == 0
         abstract = step.abstract_state(divided(made.experiment, 2, 4))
         reader = checkpoint.Checkpoints(folder / "checkpoints", writable=False)
-        return reader.restore(steps, train=abstract._replace(ema=None), ema=abstract.ema)
+        return reader.restore(steps, **step.to_store(abstract))
 
     for steps, devices, fsdp in ((10, 8, 4), (20, 1, 1), (30, 2, 1)):
         found = go_on(tmp_path / "moved", steps, devices, fsdp)

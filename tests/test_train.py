@@ -270,7 +270,7 @@ def stored(run, number):
     """All of a stored checkpoint."""
     abstract = step.abstract_state(run.experiment)
     items = checkpoint.Checkpoints(run.workdir / "checkpoints", writable=False).restore(
-        number, train=abstract._replace(ema=None), ema=abstract.ema
+        number, **step.to_store(abstract)
     )
     return jax.device_get(items)
 

@@ -58,11 +58,13 @@ def check(settings: ConfigDict) -> None:
             raise ValueError(f"analysis.{key} is {counts}; name numbers of steps from 2 to 10,000, rising")
 
 
-def _models(config: ConfigDict, workdir: pathlib.Path, step: int) -> of_models.Models:
+def _models(config: ConfigDict, workdir: pathlib.Path, step: int, ema: float | None) -> of_models.Models:
     """The models that join in, by the BNR at which they are sampled. ValueError or OSError for what cannot."""
     named = [workdirs.local(folder) for folder in config.analysis.models]
     if named and step != -1:
         raise ValueError(f"--checkpoint={step} is of the workdir's own run, but analysis.models names others; give one")
+    if named and ema is not None:
+        raise ValueError(f"--ema={ema:g} is of the workdir's own run, but analysis.models names others; give one")
     if not named and step == -1 and not generate.checkpoint_steps(workdir):
         return {}
     if not named:
@@ -70,7 +72,7 @@ def _models(config: ConfigDict, workdir: pathlib.Path, step: int) -> of_models.M
         workdirs.check_same(config, workdir, workdirs.MODEL_KEYS)
     found: of_models.Models = {}
     for folder in named or [workdir]:
-        joining = _joining(config, folder, -1 if named else step)
+        joining = _joining(config, folder, -1 if named else step, ema)
         if not joining:
             reason = (
                 f"{folder} has no constant BNR, or none of analysis.bnrs {tuple(config.analysis.bnrs)}: hot, warm and "
@@ -88,9 +90,9 @@ def _models(config: ConfigDict, workdir: pathlib.Path, step: int) -> of_models.M
     return dict(sorted(found.items()))
 
 
-def _joining(config: ConfigDict, folder: pathlib.Path, step: int) -> of_models.Models:
+def _joining(config: ConfigDict, folder: pathlib.Path, step: int, ema: float | None) -> of_models.Models:
     """The model of a workdir at each BNR that it has; ValueError where its images are of another shape."""
-    model = trained.load(folder, step, class_label=None)
+    model = trained.load(folder, step, ema, class_label=None)
     own = model.experiment.config
     shape = (*experiment.image_side(config), config.data.channels)
     if model.process.image_shape != shape:
@@ -133,8 +135,11 @@ def _scoring(run: figures.Run, optional: bool) -> of_models.Scoring | None:
         return None
 
 
-def prepare(config: ConfigDict, workdir: pathlib.Path, name: str, step: int) -> Run:
-    """Checks everything that can be checked. ValueError or OSError for bad input; `step` is the own checkpoint's."""
+def prepare(config: ConfigDict, workdir: pathlib.Path, name: str, step: int, ema: float | None = None) -> Run:
+    """Checks everything that can be checked. ValueError or OSError for bad input.
+
+    `step` is the own checkpoint's, `ema` the σ_rel of its EMA, if not the plain one.
+    """
     if name not in NAMES:
         raise ValueError(f"--analysis={name}: choose one of {', '.join(NAMES)}")
     names = (*figures.NAMES, "report") if name == "all" else (name,)
@@ -150,7 +155,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, name: str, step: int) -> 
         raise ValueError(f"analysis.image is {config.analysis.image}; {source.spec} has images 0 to {len(source) - 1}")
     if len(source) < 2:
         raise ValueError(f"{source.spec} has one image; the figures need at least 2")
-    models = _models(config, workdir, step) if set(names) & {"learning", "manifold", "sweep"} else {}
+    models = _models(config, workdir, step, ema) if set(names) & {"learning", "manifold", "sweep"} else {}
     workdirs.check_writable(workdir / "figures")
     subject = figures.Run(config, workdir, source, models)
     if models and "sweep" in names:
@@ -161,7 +166,10 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, name: str, step: int) -> 
 def _write(run: Run, file: str, arrays: dict[str, np.ndarray], figure: Any) -> pathlib.Path:
     """`figures/FILE.npz`, with a note of what it was made of, and `figures/FILE.png`; each whole or not at all."""
     subject, folder = run.subject, run.workdir / "figures"
-    models = {f"{bnr:g}": [str(model.workdir), model.step] for bnr, model in subject.models.items()}
+    models = {
+        f"{bnr:g}": [str(model.workdir), model.step, *([] if model.ema is None else [model.ema])]
+        for bnr, model in subject.models.items()
+    }
     made_of = {"source": subject.source.spec, "fingerprint": subject.source.fingerprint, "models": models}
     made_of |= {"analysis": subject.config.analysis.to_dict()}
     content, picture = io.BytesIO(), io.BytesIO()

@@ -1,9 +1,9 @@
 """Checkpoints: the only file that knows Orbax.
 
 A checkpoint is a folder named by its step, with two items: `ema`, the weights to sample from, and `train`, what the
-optimiser needs besides. Each is written beside its place and renamed when whole, and restored against a tree of
-shapes *with the target's sharding*, so it opens on any number of devices and processes. All processes save, each the
-parts that it holds; each reads by itself what is only read.
+optimiser needs besides; and a third, `averages`, where training keeps some. Each is written beside its place and
+renamed when whole, and restored against a tree of shapes *with the target's sharding*, so it opens on any number of
+devices and processes. All processes save, each the parts that it holds; each reads by itself what is only read.
 """
 
 import pathlib
@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jaxtyping import PyTree
 
-ITEMS = ("train", "ema")
+ITEMS = ("train", "ema", "averages")
 
 
 class Checkpoints:
@@ -23,12 +23,12 @@ class Checkpoints:
 
     Args:
       folder: Where they are; made if it is not there and `writable`.
-      keep_last: How many of the newest are kept, at least 1.
+      keep_last: How many of the newest are kept, at least 1; None: all.
       keep_every: Those at multiples of this step are kept for good; 0: none.
       writable: False to read what is there, and not even make the folder.
     """
 
-    def __init__(self, folder: pathlib.Path, *, keep_last: int = 1, keep_every: int = 0, writable: bool = True):
+    def __init__(self, folder: pathlib.Path, *, keep_last: int | None = 1, keep_every: int = 0, writable: bool = True):
         self.folder = folder
         me, together = jax.process_index(), set(range(jax.process_count()))
         if writable:
@@ -42,7 +42,8 @@ class Checkpoints:
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 primary_host=0 if writable else me,
                 active_processes=together if writable else {me},
-                barrier_sync_key_prefix="all" if writable else f"only_{me}",
+                # Of the folder too: two of them may save the same step.
+                barrier_sync_key_prefix=f"all_{folder.name}" if writable else f"only_{me}",
             ),
         )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_names=ITEMS)
@@ -63,15 +64,18 @@ class Checkpoints:
                 f"{disk.free / 2**20:,.2f} MiB are free there"
             )
 
-    def save(self, step: int, train: PyTree | None, ema: PyTree, *, wait: bool = False) -> None:
+    def save(
+        self, step: int, train: PyTree | None, ema: PyTree | None, averages: PyTree | None = None, *, wait: bool = False
+    ) -> None:
         """Saves in the background (the arrays are copied first); with `wait` it is on disk when this returns.
 
-        `train` is None for converted weights, which can be sampled but not trained on from their step. OSError where
+        `train` is None for converted weights, which can be sampled but not trained on from their step. Nothing is done
+        where there is a checkpoint of this step. OSError where
         this or the save before it failed, as where the disk filled up meanwhile: the checkpoints before are as they
         were, and it can be tried again.
         """
-        trees = {"ema": ema} if train is None else {"train": train, "ema": ema}
-        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        trees = dict(zip(ITEMS, (train, ema, averages), strict=True))
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items() if tree is not None}
         try:
             if step not in self._manager.all_steps():
                 self._manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -135,6 +139,17 @@ class Checkpoints:
                 shutil.rmtree(aside, ignore_errors=True)
                 (self.folder / str(newer)).rename(aside)
                 logging.warning("checkpoint %d is set aside as %s", newer, aside)
+        self._manager.reload()
+
+    def remove_after(self, step: int) -> None:
+        """Deletes those of steps after `step`, which will be made again."""
+        for newer in self.steps():
+            if newer > step and jax.process_index() == 0:
+                # Renamed first: half of one must not be taken for one.
+                gone = self.folder / f"removed-{newer}"
+                shutil.rmtree(gone, ignore_errors=True)
+                (self.folder / str(newer)).rename(gone)
+                shutil.rmtree(gone, ignore_errors=True)
         self._manager.reload()
 
     def wait(self) -> None:

@@ -20,7 +20,7 @@ from warm_jax.metrics import extract, frechet, moments
 
 PAPER_COUNT, PAPER_ROUNDS = 50_000, 3
 _WATCH_SECONDS = 15.0
-_SHOWN = ("system", "checkpoint_step", "nfe", "solver", "steps", "bnr", "guidance")
+_SHOWN = ("system", "checkpoint_step", "ema", "nfe", "solver", "steps", "bnr", "guidance")
 
 
 def _is_file(spec: str) -> bool:
@@ -151,14 +151,25 @@ def check(config: ConfigDict, extractor: extract.Extractor) -> None:
 
 
 def prepare(
-    config: ConfigDict, workdir: pathlib.Path, images: str, step: int, protocol: str, watch: bool
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    images: str,
+    step: int,
+    protocol: str,
+    watch: bool,
+    emas: tuple[float, ...] = (),
 ) -> shards.Run:
     """Checks everything that can be checked. ValueError or OSError for bad input.
 
-    `images` is a source to judge in place of samples; `step` a checkpoint's, -1 the latest's. With `watch` this
-    waits for the first checkpoint.
+    `images` is a source to judge in place of samples; `step` a checkpoint's, -1 the latest's; `emas` the σ_rel of the
+    EMAs to score, none: the plain one. With `watch` this waits for the first checkpoint.
     """
     experiment.build(config)
+    if images and emas:
+        raise ValueError("--ema is of a checkpoint's weights; it does not go with --images")
+    for ema in () if watch else emas:  # with `watch` a checkpoint that is too early for it is passed over
+        generate.require_checkpoint(workdir, step)
+        generate.check_ema(workdir, step, ema)
     if watch and images:
         raise ValueError("--watch evaluates each new checkpoint; it does not go with --images")
     rounds = PAPER_ROUNDS if protocol == "paper" else 1
@@ -188,7 +199,7 @@ def prepare(
             shards.wait(1.0)
         sampling = generate.prepare(config, workdir, "0", str(workdir / "evaluations"), step)
     workdirs.check_writable(workdir / "evaluations")
-    return shards.Run(config, workdir, extractor, source, sampling, rounds, watch)
+    return shards.Run(config, workdir, extractor, source, sampling, rounds, watch, emas)
 
 
 @preemption.noted()
@@ -212,7 +223,15 @@ def evaluate(run: shards.Run) -> int:
 
 def _once(run: shards.Run, against: reference.Reference | None) -> bool:
     """Scores the checkpoint, or the source, that was asked for; False where a signal came first."""
-    return _all_rounds(run, against, shards.Images(run, run.sampling.step if run.sampling else -1))
+    step, sampler = -1, None
+    if run.sampling:  # one program for all EMAs
+        step, sampler = run.sampling.step, run.sampling.sampler()
+    for ema in run.emas or (None,):
+        images = shards.Images(run, step, ema, sampler)
+        if not _all_rounds(run, against, images):
+            return False
+        step = images.facts.get("checkpoint_step", -1)  # of the latest one there may soon be another
+    return True
 
 
 def _watch(run: shards.Run, against: reference.Reference | None) -> bool:
@@ -238,13 +257,14 @@ def _watch(run: shards.Run, against: reference.Reference | None) -> bool:
 
 def _watched(run: shards.Run, against: reference.Reference | None, step: int) -> None:
     """Scores one checkpoint, unless training has deleted it meanwhile."""
-    images, reason = None, ""
-    try:
-        images = shards.Images(run, step)
-    except ValueError as error:
-        reason = str(error)
-    reason = "; ".join(filter(None, pod.gather("loaded", reason)))
-    if images is None or reason:
-        log.say(f"passed over: {reason}")
-        return
-    _all_rounds(run, against, images)
+    for ema in run.emas or (None,):
+        images, reason = None, ""
+        try:
+            images = shards.Images(run, step, ema)
+        except ValueError as error:
+            reason = str(error)
+        reason = "; ".join(filter(None, pod.gather("loaded", reason)))
+        if images is None or reason:
+            log.say(f"passed over: {reason}")
+        elif not _all_rounds(run, against, images):
+            return

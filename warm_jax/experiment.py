@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from warm_jax import family, pictures
+from warm_jax import averaging, family, pictures
 from warm_jax import mesh as meshes
 from warm_jax.data import augment
 from warm_jax.data.sources import Source
@@ -136,6 +136,23 @@ def check_values(config: ConfigDict) -> None:
             f"model.preconditioning is {config.model.preconditioning!r}; for {config.process.system} choose one of "
             f"{', '.join(known)}"
         )
+    _check_averages(config)
+
+
+def averages(config: ConfigDict) -> tuple[float, ...]:
+    """The relative lengths of the averages that training keeps besides the EMA; () where an older config has no key."""
+    return tuple(config.train.get("posthoc_ema", ()))
+
+
+def _check_averages(config: ConfigDict) -> None:
+    """Raises ValueError where `train.posthoc_ema` are no relative lengths, or `train.posthoc_every` no steps."""
+    asked = averages(config)
+    for value in asked:
+        averaging.check_sigma_rel(value, f"train.posthoc_ema is {asked}, of which one")
+    if list(asked) != sorted(set(asked)):
+        raise ValueError(f"train.posthoc_ema is {asked}; name relative lengths rising, each once, as (0.05, 0.1)")
+    if asked and not 1 <= lookup(config, "train.posthoc_every") <= 2**31 - 1:
+        raise ValueError(f"train.posthoc_every is {config.train.posthoc_every}; it must be from 1 to {2**31 - 1:,}")
 
 
 def check_batch(config: ConfigDict, devices: int) -> None:

@@ -12,7 +12,20 @@ import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from warm_jax import checkpoint, experiment, family, log, mesh, pod, preemption, sampling, store, trajectories, workdirs
+from warm_jax import (
+    checkpoint,
+    experiment,
+    family,
+    log,
+    mesh,
+    pod,
+    posthoc,
+    preemption,
+    sampling,
+    store,
+    trajectories,
+    workdirs,
+)
 
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 _MOST_SEEDS = 10_000_000
@@ -37,7 +50,7 @@ def parse_seeds(text: str) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What `prepare` checked and `sample` needs."""
+    """What `prepare` checked and `sample` needs. `ema`: the σ_rel of the EMA to use; None: the plain one."""
 
     experiment: experiment.Experiment
     workdir: pathlib.Path
@@ -45,6 +58,7 @@ class Run:
     seeds: np.ndarray
     out: pathlib.Path
     guide: "Run | None" = None
+    ema: float | None = None
 
     def sampler(self, trajectory: bool = False) -> sampling.Sampler:
         """The sampling loop that the config asks for."""
@@ -66,13 +80,26 @@ def require_checkpoint(workdir: pathlib.Path, step: int) -> None:
         raise FileNotFoundError(f"no checkpoint of step {step} in {workdir}; there are {sorted(found)}")
 
 
+def check_ema(workdir: pathlib.Path, step: int, ema: float | None) -> None:
+    """Raises ValueError where the EMA of this σ_rel cannot be made for the checkpoint of `step` (-1: the latest)."""
+    if ema is not None:
+        posthoc.plan(workdir, checkpoint_steps(workdir)[0] if step == -1 else step, ema)
+
+
 def prepare(
-    config: ConfigDict, workdir: pathlib.Path, seeds: str, out: str, step: int, trajectory: bool = False
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    seeds: str,
+    out: str,
+    step: int,
+    trajectory: bool = False,
+    ema: float | None = None,
 ) -> Run:
     """Checks everything that can be checked, compiles nothing. ValueError or OSError for bad input.
 
     `step` is a checkpoint's, -1 the latest's; `out` a folder, a file.npz or a file.png; empty: `samples/` of the
-    workdir. `trajectory`: whether the way there is to be drawn too.
+    workdir. `trajectory`: whether the way there is to be drawn too. `ema`: the σ_rel of an EMA that `posthoc.py` makes,
+    None: the plain one.
     """
     experiment.build(config)
     numbers = parse_seeds(seeds)
@@ -83,6 +110,7 @@ def prepare(
         trajectories.check(len(numbers), config.sample.steps, config.sample.batch_size, shape)
     require_checkpoint(workdir, step)
     workdirs.check_same(config, workdir, workdirs.MODEL_KEYS)
+    check_ema(workdir, step, ema)
     guide = check_request(config)
     stored = measured(config, workdir)
     target = pathlib.Path(out) if out else workdir / "samples"
@@ -94,7 +122,7 @@ def prepare(
     pod.check_shared(target.parent if one_file else target)
     if target.is_dir() and not (target / "samples.json").exists() and store.drawn_images(target):
         raise ValueError(f"{target} has images that were not made by --mode=sample; name another --out")
-    return Run(build(config, stored), workdir, step, numbers, target, guide)
+    return Run(build(config, stored), workdir, step, numbers, target, guide, ema)
 
 
 def build(config: ConfigDict, measured: family.Measured | None) -> experiment.Experiment:
@@ -166,9 +194,26 @@ def other_run(config: ConfigDict, workdir: pathlib.Path, step: int, what: str) -
 
 
 def load_ema(run: Run) -> tuple[int, PyTree]:
-    """The step and the EMA weights of the run's checkpoint, replicated over the mesh; one step for all processes."""
+    """The step and the EMA weights of the run's checkpoint, replicated over the mesh; one step for all processes.
+
+    The plain EMA, or of `run.ema` the one that is made of stored averages. ValueError where it cannot be had.
+    """
     exp = run.experiment
     shapes = jax.eval_shape(exp.model.init, jax.random.key(0))
+    step, plain = _load_plain(run, shapes)
+    if run.ema is None:
+        return step, plain
+    del plain
+    wanted = posthoc.plan(run.workdir, step, run.ema)
+    log.say(
+        f"EMA of σ_rel {run.ema:g} at step {step}, made of {len(wanted.fit.coefficients)} averages; its profile is off "
+        f"by {wanted.fit.error:.2%}"
+    )
+    return step, jax.device_put(posthoc.reconstruct(run.workdir, wanted, shapes), mesh.replicated(exp.mesh))
+
+
+def _load_plain(run: Run, shapes: PyTree) -> tuple[int, PyTree]:
+    exp = run.experiment
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh.replicated(exp.mesh)), shapes
     )
@@ -205,6 +250,8 @@ def made_with(run: Run, step: int, loaded: PyTree) -> dict:
     """What a sample depends on besides its seed; stored beside the samples. `loaded` as `load_weights` gives it."""
     config = run.experiment.config.to_dict()
     settings = {name: config[name] for name in ("model", "process", "sample")}
+    if run.ema is not None:
+        settings["ema"] = posthoc.plan(run.workdir, step, run.ema).note()
     folders = {"measured": run.workdir}
     if run.guide is not None:
         settings["guide_model"] = run.guide.experiment.config.model.to_dict()

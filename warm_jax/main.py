@@ -27,12 +27,14 @@ MODES = {
     "inspect": "look at --images: counts, sizes, broken files, a contact sheet, the spectrum",
     "convert": "convert published Inception weights, --from_inception=FILE.pth, to --out=FILE.safetensors; or EDM's, "
     "--from_edm=FILE.pkl, to --workdir; or an export, --from_export=FOLDER, to --workdir",
+    "doctor": "what this machine has, what is wrong with it, and a self-test of seconds; with a config also its images",
     "export": "write a checkpoint's EMA weights as safetensors, JSON, StableHLO and a model card to --out",
 }
 SAVING = ("train", "sample", "evaluate", "compare", "analyze")  # these save what they have, and leave, at a signal
 TOGETHER = ("train", "sample", "evaluate")  # these run on many processes
-WITHOUT_CONFIG = ("prepare", "inspect", "convert")
+WITHOUT_CONFIG = ("prepare", "inspect", "convert", "doctor")
 EXIT_FAILED, EXIT_USAGE = 1, 2
+CACHE = "~/.cache/warm_jax/xla"  # of compiled programs, where JAX is not told of another
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -55,6 +57,12 @@ _OUT = flags.DEFINE_string(
 )
 _CHECKPOINT = flags.DEFINE_integer(
     "checkpoint", -1, "Step of the checkpoint to sample, score, analyze or export; -1: the latest."
+)
+_EMA = flags.DEFINE_list(
+    "ema",
+    [],
+    "sample, evaluate, analyze, export: instead of the plain EMA one of this relative length σ_rel, as 0.08, of a run "
+    "with train.posthoc_ema; evaluate scores several, as 0.02,0.05,0.1.",
 )
 _IMAGES = flags.DEFINE_string("images", "", "A source of images, as data.source: bundled, zip:FILE, folder:PATH, …")
 _PROTOCOL = flags.DEFINE_enum(
@@ -94,7 +102,7 @@ _PROCESS = flags.DEFINE_integer("process", -1, "Which of the processes this is, 
 _START_SECONDS = flags.DEFINE_float("start_seconds", 300, "How long to wait for the other processes.", lower_bound=1)
 _TRAJECTORY_SEEDS = "0-5"  # where --seeds does not say others
 # What the processes of one job must have in common; folders may have other names elsewhere.
-_SAME_FLAGS = ("mode", "seeds", "trajectory", "checkpoint", "images", "protocol", "watch")
+_SAME_FLAGS = ("mode", "seeds", "trajectory", "checkpoint", "ema", "images", "protocol", "watch")
 
 
 def _fail(error: Exception | str, status: int) -> int:
@@ -160,6 +168,20 @@ def _config_of(system: str) -> ConfigDict:
 
 def _path(flag: flags.FlagHolder[str]) -> str:
     return flag.value and str(buckets.local(flag.value))
+
+
+def _emas() -> tuple[float, ...]:
+    try:
+        return tuple(float(text) for text in _EMA.value)
+    except ValueError as error:
+        raise ValueError(f"--ema={','.join(_EMA.value)}: give relative lengths as 0.08 or 0.02,0.05,0.1") from error
+
+
+def _ema() -> float | None:
+    given = _emas()
+    if len(given) > 1:
+        raise ValueError(f"--ema={','.join(_EMA.value)}: --mode={_MODE.value} takes one; --mode=evaluate takes several")
+    return given[0] if given else None
 
 
 def _prepare_images(config: ConfigDict | None) -> Callable[[], int]:
@@ -231,7 +253,7 @@ def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Call
 
         follow = _TRAJECTORY.value
         seeds = _TRAJECTORY_SEEDS if follow and not flags.FLAGS["seeds"].present else _SEEDS.value
-        drawing = generate.prepare(config, workdir, seeds, _path(_OUT), _CHECKPOINT.value, follow)
+        drawing = generate.prepare(config, workdir, seeds, _path(_OUT), _CHECKPOINT.value, follow, _ema())
         return lambda: generate.sample(drawing, follow)
     if mode == "compare":
         from warm_jax import compare
@@ -241,12 +263,12 @@ def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Call
     if mode == "analyze":
         from warm_jax import analyze
 
-        figures = analyze.prepare(config, workdir, _ANALYSIS.value, _CHECKPOINT.value)
+        figures = analyze.prepare(config, workdir, _ANALYSIS.value, _CHECKPOINT.value, _ema())
         return lambda: analyze.analyze(figures)
     if mode == "export":
         from warm_jax.convert import export
 
-        exporting = export.prepare(config, workdir, _path(_OUT), _CHECKPOINT.value, tuple(_PLATFORMS.value))
+        exporting = export.prepare(config, workdir, _path(_OUT), _CHECKPOINT.value, tuple(_PLATFORMS.value), _ema())
         return lambda: export.export(exporting)
     if mode == "convert":
         return _convert(config)
@@ -259,7 +281,8 @@ def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Call
 
     if mode == "stats":
         return lambda: reference.statistics(config, _IMAGES.value, _path(_OUT))
-    judging = evaluate.prepare(config, workdir, _IMAGES.value, _CHECKPOINT.value, _PROTOCOL.value, _WATCH.value)
+    protocol, watch = _PROTOCOL.value, _WATCH.value
+    judging = evaluate.prepare(config, workdir, _IMAGES.value, _CHECKPOINT.value, protocol, watch, _emas())
     return lambda: evaluate.evaluate(judging)
 
 
@@ -268,10 +291,12 @@ def main(argv: list[str]) -> int:
     del argv
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells every detail at INFO
+    if _MODE.value == "doctor":  # which must not fail where JAX does
+        return _doctor()
     import jax
 
     if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/warm_jax/xla"))
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(CACHE))
     if _MODE.value == "preflight":  # its compilers are in processes of their own: an accelerator here is left alone
         jax.config.update("jax_platforms", "cpu")
     try:
@@ -291,6 +316,21 @@ def main(argv: list[str]) -> int:
     workdir = _WORKDIR.value or str(default_workdir(given or "images"))
     with preemption.noted() if _MODE.value in SAVING else contextlib.nullcontext():
         return _run(_MODE.value, _CONFIG.value, workdir)
+
+
+def _doctor() -> int:
+    from warm_jax import doctor
+
+    out, cache = _path(_OUT), os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.expanduser(CACHE)
+    if out and (pathlib.Path(out).suffix != ".json" or not pathlib.Path(out).absolute().parent.is_dir()):
+        return _fail(f"--out={out}: --mode=doctor writes FILE.json, in a folder that is there", EXIT_USAGE)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+    try:
+        smoke = _config_file("configs/smoke.py")
+    except OSError:
+        smoke = None
+    given = {name: value for name, value in os.environ.items() if value != cache}
+    return doctor.doctor(_CONFIG.value, smoke, pathlib.Path(cache), out, given)
 
 
 def _facts(config: ConfigDict | None) -> dict[str, object]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from ml_collections import ConfigDict
 
-from warm_jax import experiment, family, generate, log, pod, preemption, reference
+from warm_jax import experiment, family, generate, log, pod, preemption, reference, sampling
 from warm_jax.data import sources
 from warm_jax.metrics import extract, moments
 
@@ -21,7 +21,8 @@ SHARD = 1000  # images whose features are kept in one file
 class Run:
     """What `evaluate.prepare` checked and an evaluation needs.
 
-    `sampling` is None where images are read from `images`.
+    `sampling` is None where images are read from `images`. `emas` are the σ_rel of the EMAs to score one after the
+    other; none: the plain one.
     """
 
     config: ConfigDict
@@ -31,22 +32,23 @@ class Run:
     sampling: generate.Run | None
     rounds: int
     watch: bool
+    emas: tuple[float, ...] = ()
 
 
 class Images:
     """The images to judge, by number: samples by seed, or those of a source; with what to say of them in a result."""
 
-    def __init__(self, run: Run, step: int = -1):
+    def __init__(self, run: Run, step: int = -1, ema: float | None = None, sampler: sampling.Sampler | None = None):
         self.facts: dict[str, object]
         if run.sampling is None:
             self._source, self.facts = run.images, {"images": run.images.spec, "data_hash": run.images.fingerprint}
             self.key = {"images": run.images.fingerprint}
             return
-        self._source, sampling = None, dataclasses.replace(run.sampling, step=step)
-        step, self._weights = generate.load_weights(sampling)
-        self._sampler = sampling.sampler()
+        self._source, drawing = None, dataclasses.replace(run.sampling, step=step, ema=ema)
+        step, self._weights = generate.load_weights(drawing)
+        self._sampler = sampler or drawing.sampler()
         settings = run.config.sample
-        self.key = generate.made_with(sampling, step, self._weights)
+        self.key = generate.made_with(drawing, step, self._weights)
         self.facts = {
             "images": "samples",
             "checkpoint_step": step,
@@ -58,6 +60,8 @@ class Images:
             "preconditioning": run.config.model.preconditioning,
             "sample": json.loads(json.dumps(settings.to_dict(), default=list)),
         }
+        if ema is not None:
+            self.facts |= {"ema": ema, "ema_made_of": self.key["ema"]}
         self._label = -1 if settings.class_label is None else settings.class_label
 
     def chunks(self, first: int, count: int) -> Iterator[np.ndarray]:

@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, PyTree, UInt8
 from ml_collections import ConfigDict
 
-from warm_jax import experiment, mesh, pictures
+from warm_jax import averaging, experiment, mesh, pictures
 from warm_jax.data import augment
 from warm_jax.diffusion import loss
 
@@ -22,13 +22,29 @@ BIN_EDGES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # noise levels between which losses
 
 
 class State(NamedTuple):
-    """All that a step hands to the next. `nonfinite` counts the steps in a row whose loss was not finite."""
+    """All that a step hands to the next. `nonfinite` counts the steps in a row whose loss was not finite.
+
+    `averages` has a power-function average of the parameters for each of `train.posthoc_ema`.
+    """
 
     step: Int32[Array, ""]
     params: PyTree[Float[Array, "..."]]
     ema: PyTree[Float[Array, "..."]]
     optimizer: PyTree
     nonfinite: Int32[Array, ""]
+    averages: tuple[PyTree[Float[Array, "..."]], ...] = ()
+
+
+def to_store(state: PyTree) -> dict[str, PyTree]:
+    """The items of a checkpoint of a state, or of its shapes; `averages` only where there are some."""
+    train = {"step": state.step, "params": state.params, "ema": None}  # `ema` is an item of its own
+    train |= {"optimizer": state.optimizer, "nonfinite": state.nonfinite}
+    return {"train": train, "ema": state.ema} | ({"averages": state.averages} if state.averages else {})
+
+
+def from_store(items: dict[str, PyTree]) -> State:
+    """The state of a checkpoint's items."""
+    return State(**(items["train"] | {"ema": items["ema"]}), averages=items.get("averages", ()))
 
 
 class Totals(NamedTuple):
@@ -80,7 +96,8 @@ def _initial(exp: experiment.Experiment) -> Callable[[], State]:
     def init() -> State:
         params = exp.model.init(jax.random.fold_in(jax.random.key(exp.config.seed), 2**31))
         zero = jnp.zeros((), jnp.int32)
-        return State(zero, params, params, optimizer(exp.config).init(params), zero)
+        averages = tuple(jax.tree.map(jnp.zeros_like, params) for _ in experiment.averages(exp.config))
+        return State(zero, params, params, optimizer(exp.config).init(params), zero, averages)
 
     return init
 
@@ -152,6 +169,7 @@ Step = Callable[[State, Totals, UInt8[Array, "b h w c"], Int32[Array, " b"]], tu
 def make_step(exp: experiment.Experiment) -> Step:
     """The pure train step (state, totals, images, labels) -> (state, totals, loss). Nothing in it is jitted yet."""
     config, parts, tx = exp.config, exp.config.train.accumulation, optimizer(exp.config)
+    exponents = [averaging.gamma(sigma_rel) for sigma_rel in experiment.averages(config)]
 
     def objective(params: PyTree, example: loss.Example, given: Given, dropout_key: PRNGKeyArray):
         model = exp.model
@@ -196,9 +214,11 @@ def make_step(exp: experiment.Experiment) -> Step:
         updates, optimizer_state = tx.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = optax.incremental_update(params, state.ema, 1 - _ema_decay(config, state.step))
+        pairs = zip(state.averages, exponents, strict=True)
+        averages = tuple(averaging.update(average, params, gamma, state.step + 1) for average, gamma in pairs)
         nonfinite = jnp.where(ok, 0, state.nonfinite + 1)
         totals = _add_errors(totals, example, exp.process.noise(example.t), errors, jnp.where(ok, norm, 0), ok)
-        return State(state.step + 1, params, ema, optimizer_state, nonfinite), totals, value
+        return State(state.step + 1, params, ema, optimizer_state, nonfinite, averages), totals, value
 
     return step
 

@@ -28,6 +28,7 @@ from warm_jax import (
     mesh,
     pictures,
     pod,
+    posthoc,
     preemption,
     sampling,
     speed,
@@ -35,7 +36,18 @@ from warm_jax import (
 )
 from warm_jax.convert import begin
 from warm_jax.data import pipeline, sources
-from warm_jax.step import BIN_EDGES, State, Totals, abstract_state, init_state, learning_rate, trace_step, zero_totals
+from warm_jax.step import (
+    BIN_EDGES,
+    State,
+    Totals,
+    abstract_state,
+    from_store,
+    init_state,
+    learning_rate,
+    to_store,
+    trace_step,
+    zero_totals,
+)
 
 PREVIEW_IMAGES = 64
 _AHEAD = 2  # steps that may be queued on the device before the host waits
@@ -110,8 +122,7 @@ def _measure(config: ConfigDict, source: sources.Source, workdir: pathlib.Path, 
 
 def _restore(run: Run, checkpoints: checkpoint.Checkpoints) -> State:
     exp = run.experiment
-    abstract = abstract_state(exp)
-    found = checkpoints.restore_latest(train=abstract._replace(ema=None), ema=abstract.ema)
+    found = checkpoints.restore_latest(**to_store(abstract_state(exp)))
     said = pod.gather("restored", str(found[0]) if found else "none")
     if len(set(said)) > 1:
         raise OSError(f"the processes read different checkpoints of {checkpoints.folder}: {', '.join(said)}")
@@ -126,16 +137,35 @@ def _restore(run: Run, checkpoints: checkpoint.Checkpoints) -> State:
     pod.first_then_all("set aside", lambda: checkpoints.set_aside_after(step))
     checkpoints.steps()  # all read anew what is there
     log.say(f"resuming from the checkpoint of step {step} in {checkpoints.folder}")
-    return State(*items["train"])._replace(ema=items["ema"])
+    return from_store(items)
 
 
-def _save(checkpoints: checkpoint.Checkpoints, step: int, state: State, wait: bool = False) -> None:
-    """Saves unless the last losses were not finite: the last good checkpoint stays the newest."""
+def _snapshots(run: Run, step: int) -> checkpoint.Checkpoints | None:
+    """Where the averages of `train.posthoc_ema` are kept; None where there are none.
+
+    Those of steps after `step`, which a run left that was cut off, are removed: they will come again.
+    """
+    if not experiment.averages(run.experiment.config):
+        return None
+    snapshots = checkpoint.Checkpoints(run.workdir / posthoc.FOLDER, keep_last=None)
+    pod.first_then_all("later snapshots are gone", lambda: snapshots.remove_after(step))
+    snapshots.steps()  # all read anew what is there
+    return snapshots
+
+
+def _save(
+    checkpoints: checkpoint.Checkpoints, step: int, state: State, wait: bool = False, snapshot: bool = False
+) -> None:
+    """Saves unless the last losses were not finite: the last good checkpoint stays the newest.
+
+    A `snapshot` is of the averages alone.
+    """
     if int(state.nonfinite) == 0:
-        pod.first_then_all("room", lambda: checkpoints.check_room(state))
+        items = {"train": None, "ema": None, "averages": state.averages} if snapshot else to_store(state)
+        pod.first_then_all("room", lambda: checkpoints.check_room(items))
         error = None
         try:
-            checkpoints.save(step, state._replace(ema=None), state.ema, wait=wait)
+            checkpoints.save(step, **items, wait=wait)
         except OSError as failed:
             error = failed
         said = "; ".join(filter(None, pod.gather("saved", str(error or ""))))
@@ -274,10 +304,10 @@ def train(run: Run, final_grid: bool = True) -> int:
         workdirs.save_config(exp.config, run.workdir)
         workdirs.save_data(run.source, run.workdir)
     step, preview = int(state.step), Preview(exp, run.workdir)
-    metrics = log.Log(run.workdir, step)
+    snapshots, metrics = _snapshots(run, step), log.Log(run.workdir, step)
     try:
         if step < settings.steps:
-            state, step = _loop(run, state, checkpoints, metrics, preview)
+            state, step = _loop(run, state, checkpoints, snapshots, metrics, preview)
         _try(checkpoints.wait, step, metrics)
         _save(checkpoints, step, state, wait=True)  # this one must not fail
         if step < settings.steps or pod.any_requested():
@@ -289,10 +319,19 @@ def train(run: Run, final_grid: bool = True) -> int:
         return 0
     finally:
         metrics.close()
+        if snapshots is not None:
+            snapshots.close()
         checkpoints.close()
 
 
-def _loop(run: Run, state: State, checkpoints: checkpoint.Checkpoints, metrics: log.Log, preview: Preview):
+def _loop(
+    run: Run,
+    state: State,
+    checkpoints: checkpoint.Checkpoints,
+    snapshots: checkpoint.Checkpoints | None,
+    metrics: log.Log,
+    preview: Preview,
+) -> tuple[State, int]:
     """Steps until the last one or a signal; the host waits for the device only to report, to save and to keep pace."""
     exp, settings = run.experiment, run.experiment.config.train
     started = time.perf_counter()
@@ -327,9 +366,12 @@ def _loop(run: Run, state: State, checkpoints: checkpoint.Checkpoints, metrics: 
             # At the end any is too many: what was reached is not saved.
             _stop_if_lost(state, 1 if step == settings.steps else settings.max_nonfinite_steps, step, checkpoints)
             totals, since, reported = put_totals(), time.perf_counter(), step
+        paused = time.perf_counter()
+        if snapshots is not None and step % settings.posthoc_every == 0:
+            _try(checkpoints.wait, step, metrics)  # nothing of the two is saved at one time
+            _try(functools.partial(_save, snapshots, step, state, wait=True, snapshot=True), step, metrics)
         if last:
             break
-        paused = time.perf_counter()
         if step % settings.checkpoint_every == 0:
             _try(checkpoints.wait, step, metrics)
             _try(functools.partial(_save, checkpoints, step, state), step, metrics)

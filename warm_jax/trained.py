@@ -30,12 +30,14 @@ class Model:
       weights: The EMA weights, on the devices.
       step: Of the checkpoint.
       workdir: Where it lives.
+      ema: The σ_rel of the EMA; None: the plain one.
     """
 
     experiment: experiment.Experiment
     weights: PyTree
     step: int
     workdir: pathlib.Path
+    ema: float | None = None
 
     @property
     def process(self) -> Process:
@@ -81,9 +83,10 @@ class Model:
         return dataclasses.replace(self, experiment=dataclasses.replace(made, mesh=self.experiment.mesh))
 
 
-def load(workdir: str | pathlib.Path, checkpoint: int = -1, **settings: Any) -> Model:
+def load(workdir: str | pathlib.Path, checkpoint: int = -1, ema: float | None = None, **settings: Any) -> Model:
     """The model of a workdir, from its checkpoint of a step (-1: the latest); `settings` as for `sampled_with`.
 
+    `ema` is the σ_rel of an EMA that is made of stored averages (`posthoc.py`); None: the plain one.
     Of a model that another one guides (`sample.guide`) it is this one alone. FileNotFoundError where there is none,
     ValueError where it cannot be read.
     """
@@ -96,8 +99,9 @@ def load(workdir: str | pathlib.Path, checkpoint: int = -1, **settings: Any) -> 
         config.sample.guidance, config.sample.guide = 1.0, ""
     generate.require_checkpoint(workdir, checkpoint)
     exp = generate.build(config, generate.measured(config, workdir))
-    step, weights = generate.load_ema(generate.Run(exp, workdir, checkpoint, np.zeros(0, np.int64), workdir))
-    model = Model(exp, weights, step, workdir)
+    run = generate.Run(exp, workdir, checkpoint, np.zeros(0, np.int64), workdir, ema=ema)
+    step, weights = generate.load_ema(run)
+    model = Model(exp, weights, step, workdir, ema)
     return model.sampled_with(**settings) if settings else model
 
 

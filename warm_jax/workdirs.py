@@ -19,7 +19,9 @@ MODEL_KEYS = ("data.image_size", "data.channels", "data.num_classes", "data.augm
 RUN_KEYS = (
     *("seed", "data.augment_probability", "data.label_dropout"),
     *("train.batch_size", "train.accumulation", "train.ema_halflife_images", "train.clip_norm"),
+    "train.posthoc_ema",
 )
+LATER = {"train.posthoc_ema": []}  # keys that older configs lack, and the values that say what was done then
 
 ORIGIN, BEGUN, SEEN = "origin.json", "init.json", "data.json"
 NOTES = {  # what they hold at least: of converted weights; of a training that began from others'; of the images
@@ -119,10 +121,10 @@ def check_same(config: ConfigDict, workdir: pathlib.Path, keys: tuple[str, ...])
             "restore it, or give another --workdir"
         )
     try:
-        saved = _flatten(json.loads(path.read_text()))
+        saved = LATER | _flatten(json.loads(path.read_text()))
     except (json.JSONDecodeError, AttributeError) as error:
         raise ValueError(f"{path} is not a config ({error}); restore it, or move the workdir away") from error
-    here = flat(config)
+    here = LATER | flat(config)
     missing = "(not there)"
     differ = [
         f"{key} was {saved.get(key, missing)!r} and is now {here.get(key, missing)!r}"

@@ -20,8 +20,14 @@ _CAPTIONS = {
     "sweep": "The score for each blur-to-noise ratio and number of evaluations: look for the lowest, and whether it is "
     "lower by more than its interval.",
 }
-_HOW = ("images", "count", "numbers", "system", "bnr", "solver", "steps", "nfe", "guidance", "reference")
-_NAMES = {"nfe": "NFE", "bnr": "BNR", "numbers": "seeds or numbers", "spectrum": "spectral slope by k"}
+_HOW = ("images", "count", "numbers", "system", "ema", "bnr", "solver", "steps", "nfe", "guidance", "reference")
+_NAMES = {
+    "nfe": "NFE",
+    "bnr": "BNR",
+    "ema": "EMA σ_rel",
+    "numbers": "seeds or numbers",
+    "spectrum": "spectral slope by k",
+}
 _FEW = 3  # evaluations that stand beside each other
 _AGAIN = """import json, pathlib, ml_collections
 

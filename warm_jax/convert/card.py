@@ -5,7 +5,7 @@ import pathlib
 
 from warm_jax import workdirs
 
-_HOW = ("checkpoint_step", "solver", "steps", "nfe", "bnr", "guidance", "numbers")
+_HOW = ("checkpoint_step", "ema", "solver", "steps", "nfe", "bnr", "guidance", "numbers")
 _KINDS = {
     "hot": "noise alone (EDM, Karras et al. 2022)",
     "warm": "blur and noise at one blur-to-noise ratio (Warm Diffusion, Hsueh et al. 2025)",
@@ -38,10 +38,12 @@ def _training(about: dict) -> list[str]:
             f"Converted from `{origin['source']}` (sha256 `{origin.get('sha256', 'unknown')}`); how it was trained is "
             "said by whoever published it."
         ]
-    images = step * train["batch_size"]
+    images, length = step * train["batch_size"], f"half-life {train['ema_halflife_images']:,.0f} images"
+    if "ema" in about:
+        length = f"of relative length {about['ema']['sigma_rel']:g}, made of stored averages (Karras et al. 2024)"
     lines = [
         f"{step:,} steps of {train['batch_size']} images, {images:,} in all; learning rate {train['learning_rate']:g}; "
-        f"EMA half-life {train['ema_halflife_images']:,.0f} images; seed {about['config']['seed']}; augmentation "
+        f"EMA {length}; seed {about['config']['seed']}; augmentation "
         f"{about['config']['data']['augment']}. These are the EMA weights."
     ]
     begun = about["begun_from"]

@@ -20,7 +20,7 @@ from jax import export as jax_export
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from warm_jax import experiment, family, generate, log, sampling, workdirs
+from warm_jax import experiment, family, generate, log, posthoc, sampling, workdirs
 from warm_jax.convert import bundle, card
 from warm_jax.convert.edm import save_workdir
 
@@ -53,8 +53,18 @@ class Run:
     platforms: tuple[str, ...]
 
 
-def prepare(config: ConfigDict, workdir: pathlib.Path, out: str, step: int, platforms: tuple[str, ...]) -> Run:
-    """Checks everything that can be checked. ValueError or OSError for bad input. `out`: empty, WORKDIR/export."""
+def prepare(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    out: str,
+    step: int,
+    platforms: tuple[str, ...],
+    ema: float | None = None,
+) -> Run:
+    """Checks everything that can be checked. ValueError or OSError for bad input. `out`: empty, WORKDIR/export.
+
+    `ema` is the σ_rel of an EMA that `posthoc.py` makes; None: the plain one.
+    """
     unknown = [name for name in platforms if name not in PLATFORMS]
     if unknown or not platforms:
         raise ValueError(f"--platforms={','.join(platforms)}: choose some of {', '.join(PLATFORMS)}")
@@ -66,7 +76,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, out: str, step: int, plat
     target = pathlib.Path(out) if out else workdir / "export"
     if target.is_file():
         raise ValueError(f"--out={out} is a file; an export is a folder")
-    source = generate.prepare(config, workdir, "0", str(target), step)
+    source = generate.prepare(config, workdir, "0", str(target), step, ema)
     workdirs.check_writable(target)
     return Run(source, target, platforms)
 
@@ -116,6 +126,8 @@ def export(run: Run) -> int:
     origin, begun = (workdirs.load_note(source.workdir, name) for name in (workdirs.ORIGIN, workdirs.BEGUN))
     licence = next((note["licence"] for note in (origin, begun) if note and "licence" in note), None)
     facts = {"checkpoint_step": step, "origin": origin, "begun_from": begun, "licence": licence}
+    if source.ema is not None:
+        facts["ema"] = posthoc.plan(source.workdir, step, source.ema).note()
     stored = workdirs.load_measured(source.workdir)
     measured = None if stored is None else family.Measured(**stored)
     about = write(out, source.experiment, jax.device_get(params), measured, facts, run.platforms)

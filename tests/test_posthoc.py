@@ -1,0 +1,232 @@
+"""Averages in a real training: equal to sums over its parameters of every step, stored, resumed, and used."""
+
+import dataclasses
+import functools
+import json
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from warm_jax import averaging, checkpoint, evaluate, experiment, generate, posthoc, step, train, trained, workdirs
+from warm_jax.data import sources
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+STEPS, LENGTHS = 14, (0.05, 0.1)
+SETTINGS = {
+    **{"train__decay": "none", "train__sample_every": 0, "train__warmup_images": 0, "train__learning_rate": 0.02},
+    **{"train__posthoc_ema": LENGTHS, "train__posthoc_every": 2, "train__keep_last": 99, "train__log_every": 14},
+}
+
+
+def run(workdir, steps=STEPS, **changes):
+    changes = SETTINGS | {"train__steps": steps} | changes
+    made = tiny.with_network(train.prepare(tiny.config(**changes), workdir), tiny.Linear())
+    assert train.train(made, final_grid=False) == 0
+    return made
+
+
+def restored(workdir, number, *names, folder="checkpoints"):
+    abstract = step.to_store(step.abstract_state(tiny.build(devices=1, train__posthoc_ema=LENGTHS)))
+    reader = checkpoint.Checkpoints(workdir / folder, writable=False)
+    return jax.device_get(reader.restore(number, **{name: abstract[name] for name in names}))
+
+
+def steps_in(folder):
+    return sorted(int(path.name) for path in folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The workdir of a training of 14 steps, with a checkpoint of each."""
+    with pytest.MonkeyPatch.context() as patch:  # as quick_compile, which is of one test
+        quick = functools.partialmethod(jax.stages.Lowered.compile, {"xla_backend_optimization_level": 0})
+        patch.setattr(jax.stages.Lowered, "compile", quick)
+        workdir = tmp_path_factory.mktemp("runs") / "whole"
+        run(workdir, train__checkpoint_every=1)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def parameters(whole):
+    """The parameters after each step, from 1, in float64."""
+    found = [restored(whole, number, "train")["train"]["params"] for number in range(1, STEPS + 1)]
+    return jax.tree.map(lambda *each: np.stack(each).astype(np.float64), *found)
+
+
+def direct(parameters, sigma_rel, t):
+    """The average by its definition: each step's parameters by the integral of the profile over it."""
+    share = np.diff((np.arange(t + 1) / t) ** (averaging.gamma(sigma_rel) + 1))
+    return jax.tree.map(lambda p: np.tensordot(share, p[:t], 1), parameters)
+
+
+def assert_close(found, expected, tolerance=2e-6):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), found, expected)
+
+
+def remake(workdir, number, sigma_rel):
+    shapes = jax.eval_shape(tiny.build(devices=1).model.init, jax.random.key(0))
+    return posthoc.reconstruct(workdir, posthoc.plan(workdir, number, sigma_rel), shapes)
+
+
+def test_averages_of_a_real_training(whole, parameters):
+    moved = parameters["gain"][-1] - parameters["gain"][0]
+    assert np.abs(moved).max() > 0.1
+    assert steps_in(whole / "posthoc") == list(range(2, STEPS + 1, 2))
+    for number, folder in ((1, "checkpoints"), (7, "checkpoints"), (6, "posthoc"), (14, "posthoc")):
+        averages = restored(whole, number, "averages", folder=folder)["averages"]
+        for sigma_rel, found in zip(LENGTHS, averages, strict=True):
+            assert_close(found, direct(parameters, sigma_rel, number))
+
+
+@pytest.mark.parametrize("number", [14, 11])  # 11 has no snapshot: the checkpoint has the averages of its own step
+def test_the_ema_of_any_length(whole, parameters, number):
+    """A tracked length to rounding; others as near as their profile's error allows, and nearer than the tracked."""
+    for sigma_rel in LENGTHS:
+        assert_close(remake(whole, number, sigma_rel), direct(parameters, sigma_rel, number))
+    for sigma_rel in (0.07, 0.08, 0.15):
+        found, expected = remake(whole, number, sigma_rel), direct(parameters, sigma_rel, number)
+        gamma = averaging.gamma(sigma_rel)
+        # ‖profile‖ = (γ + 1) / √(t (2γ + 1)), and Cauchy and Schwarz.
+        bound = posthoc.plan(whole, number, sigma_rel).fit.error * (gamma + 1) / np.sqrt(number * (2 * gamma + 1))
+        for name, value in expected.items():
+            path = parameters[name][:number]
+            assert np.linalg.norm(found[name] - value) <= bound * np.linalg.norm(path - path[-1]) + 1e-5, name
+        tracked = [direct(parameters, other, number)["gain"] for other in LENGTHS]
+        away = min(np.linalg.norm(other - expected["gain"]) for other in tracked)
+        assert np.linalg.norm(found["gain"] - expected["gain"]) < 0.1 * away
+
+
+def test_the_plain_ema_and_the_training_are_as_without(whole, tmp_path):
+    """Bitwise; and a checkpoint without averages has no such item."""
+    run(tmp_path, train__checkpoint_every=14, train__posthoc_ema=())
+    plain, kept = (restored(folder, STEPS, "train", "ema") for folder in (tmp_path, whole))
+    jax.tree.map(np.testing.assert_array_equal, plain, kept)
+    assert not (tmp_path / "posthoc").exists() and not (tmp_path / "checkpoints" / "14" / "averages").exists()
+    assert (whole / "checkpoints" / "14" / "averages").exists()
+
+
+def test_cut_off_after_snapshots_that_no_checkpoint_has(whole, tmp_path):
+    """As after kill -9: they are made again, to the same bits, and what else was left there is gone."""
+    workdir = tmp_path / "parts"
+    run(workdir, 9, train__checkpoint_every=5)
+    shutil.rmtree(workdir / "checkpoints" / "9")
+    assert steps_in(workdir / "posthoc") == [2, 4, 6, 8]
+    (workdir / "posthoc" / "8" / "left").touch()
+    shutil.copytree(workdir / "posthoc" / "6", workdir / "posthoc" / "11")
+    (workdir / "posthoc" / "10.orbax-checkpoint-tmp").mkdir()
+    run(workdir, STEPS, train__checkpoint_every=5)
+    assert steps_in(workdir / "posthoc") == steps_in(whole / "posthoc")
+    assert not (workdir / "posthoc" / "8" / "left").exists()
+    for number in steps_in(whole / "posthoc"):
+        parts, expected = (restored(folder, number, "averages", folder="posthoc") for folder in (workdir, whole))
+        jax.tree.map(np.testing.assert_array_equal, parts, expected)
+    parts, expected = (restored(folder, STEPS, "train", "ema", "averages") for folder in (workdir, whole))
+    jax.tree.map(np.testing.assert_array_equal, parts, expected)
+
+
+def test_averages_cannot_begin_in_the_middle(tmp_path):
+    """And a workdir from before there were any goes on, and is sampled, without."""
+    run(tmp_path, 5, train__posthoc_ema=())
+    saved = json.loads((tmp_path / "config.json").read_text())
+    del saved["train"]["posthoc_ema"], saved["train"]["posthoc_every"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match=r"train.posthoc_ema was \[\] and is now \[0.05, 0.1\]"):
+        train.prepare(tiny.config(**SETTINGS, train__steps=8), tmp_path)
+    old = workdirs.load_config(tmp_path)
+    assert "posthoc_ema" not in old.train
+    assert (
+        int(generate.load_ema(tiny.with_network(generate.prepare(old, tmp_path, "0", "", -1), tiny.Linear()))[0]) == 5
+    )
+    with pytest.raises(ValueError, match=r"--ema=0.08: .* was trained with the plain EMA alone .*train.posthoc_ema="):
+        generate.prepare(old, tmp_path, "0", "", -1, 0.08)
+    run(tmp_path, 8, train__posthoc_ema=())
+    assert steps_in(tmp_path / "checkpoints")[-1] == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"train__posthoc_ema": (0.05, 0.4)},
+            r"posthoc_ema is \(0.05, 0.4\), of which one is 0.4; .*from 0.001 to 0.2887",
+        ),
+        ({"train__posthoc_ema": (0.1, 0.05)}, "rising, each once"),
+        ({"train__posthoc_ema": (0.1,), "train__posthoc_every": 0}, "posthoc_every is 0; it must be from 1"),
+    ],
+)
+def test_wrong_values(changes, message):
+    with pytest.raises(ValueError, match=message):
+        experiment.build(tiny.config(**changes))
+
+
+def test_what_cannot_be_made(whole, tmp_path):
+    """Too short or too long for the snapshots that there are, and a snapshot that is damaged."""
+    with pytest.raises(ValueError, match=r"--ema is 0.3; a relative length"):
+        posthoc.plan(whole, STEPS, 0.3)
+    reach = r"the 6 snapshots in .*posthoc up to step 14 come no closer .* than \d+% .*; ask for one from (.*) to (.*),"
+    for sigma_rel in (0.005, 0.28):
+        with pytest.raises(ValueError, match=reach) as refused:
+            posthoc.plan(whole, STEPS, sigma_rel)
+    least, most = map(float, re.search(reach, str(refused.value)).groups())
+    assert least < 0.04 and most > 0.15
+    for good, bad in ((least, least - 0.005), (most, most + 0.005)):
+        posthoc.plan(whole, STEPS, good)
+        with pytest.raises(ValueError, match="come no closer"):
+            posthoc.plan(whole, STEPS, bad)
+    for name in ("checkpoints", "config.json"):
+        (tmp_path / name).symlink_to(whole / name)
+    assert posthoc.plan(tmp_path, STEPS, 0.08).fit.error == pytest.approx(0.044, abs=0.005)  # of its own step alone
+    with pytest.raises(ValueError, match=r"the 0 snapshots in .* come no closer .*ask for one from 0.0\d+ to 0.1\d*,"):
+        posthoc.plan(tmp_path, STEPS, 0.2)
+    shutil.copytree(whole / "posthoc", tmp_path / "posthoc")
+    shutil.rmtree(tmp_path / "posthoc" / "8" / "averages")
+    with pytest.raises(ValueError, match=r"checkpoint 8 in .*posthoc cannot be read .*; remove .*posthoc/8"):
+        remake(tmp_path, STEPS, 0.08)
+    shutil.rmtree(tmp_path / "posthoc" / "8")
+    assert len(posthoc.plan(tmp_path, STEPS, 0.08).steps) == 6
+
+
+def test_it_is_sampled_and_scored(whole, tmp_path):
+    """As a model whose plain EMA these weights are; and its name stands beside the images and the scores."""
+    other = tmp_path / "other"
+    wanted = posthoc.plan(whole, STEPS, 0.08)
+    checkpoints = checkpoint.Checkpoints(other / "checkpoints")
+    checkpoints.save(STEPS, None, jax.device_put(remake(whole, STEPS, 0.08), jax.devices()[0]), wait=True)
+    shutil.copy(whole / "config.json", other)
+    shutil.copy(whole / "data.json", other)
+    np.savez(tmp_path / "few.npz", images=sources.open_source("bundled").read(np.arange(40))[0])
+    changes = {"sample__steps": 2, "eval__count": 16, "eval__reference": f"npz:{tmp_path / 'few.npz'}"}
+    config = tiny.config(**SETTINGS, train__steps=STEPS, eval__metrics=("lsd",), **changes)
+    images = {}
+    for folder, ema in ((whole, 0.08), (other, None)):
+        file = tmp_path / f"{folder.name}.npz"
+        drawing = generate.prepare(config, folder, "0-15", str(file), -1, ema)
+        assert generate.sample(tiny.with_network(drawing, tiny.Linear())) == 0
+        with np.load(file) as stored:
+            images[folder], made_with = stored["images"], json.loads(str(stored["made_with"]))
+        assert made_with.get("ema") == (wanted.note() if ema else None)
+    np.testing.assert_array_equal(images[whole], images[other])
+    judging = evaluate.prepare(config, whole, "", -1, "once", False, (0.05, 0.08))
+    judging = dataclasses.replace(judging, sampling=tiny.with_network(judging.sampling, tiny.Linear()))
+    assert evaluate.evaluate(judging) == 0
+    first, second = (json.loads(line) for line in (whole / "results.jsonl").read_text().splitlines())
+    assert (first["ema"], second["ema"]) == (0.05, 0.08) and second["ema_made_of"] == wanted.note()
+    judged = [np.load(path)["pixels"] for path in whole.glob("evaluations/*/00000000-16.npz")]
+    same = [np.array_equal(pixels, images[other]) for pixels in judged]
+    assert sorted(same) == [False, True]
+    assert first["lsd_db_pixels_16"] != second["lsd_db_pixels_16"]
+    with pytest.raises(ValueError, match="it does not go with --images"):
+        evaluate.prepare(config, whole, "bundled", -1, "once", False, (0.08,))
+
+
+def test_it_is_loaded_in_a_notebook(whole, monkeypatch):
+    monkeypatch.setattr(
+        trained.experiment, "_network", lambda config, shape, around, two: tiny.Linear(heads=around.heads)
+    )
+    model = trained.load(whole, ema=0.08)
+    assert_close(jax.device_get(model.weights), remake(whole, STEPS, 0.08), 0)
+    assert (model.ema, model.step) == (0.08, STEPS)
