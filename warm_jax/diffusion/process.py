@@ -68,7 +68,13 @@ class Prediction(NamedTuple):
 Predict = Callable[[Float[Array, "b h w c"], Float[Array, " b"]], Prediction]
 
 
-GAUSSIAN_SOLVERS = ("heun", "euler", "multistep", "ancestral")  # of every system with Gaussian noise and a score
+GAUSSIAN_SOLVERS = (
+    "heun",
+    "euler",
+    "multistep",
+    "multistep3",
+    "ancestral",
+)  # of every system with Gaussian noise and a score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +231,6 @@ def pfgmpp(image_shape: tuple[int, int, int], augmented_dims: float, **levels: f
     return dataclasses.replace(
         hot(image_shape, **levels),
         law=student(augmented_dims),
-        solvers=("heun", "euler", "multistep"),
+        solvers=("heun", "euler", "multistep", "multistep3"),
         refusal="its noise is not Gaussian, so a state with more noise added is not a state of a higher level",
     )
