@@ -1,5 +1,7 @@
 """How exact the solvers are on Gaussian data: numbers of a second implementation, in numpy float64."""
 
+import itertools
+
 import numpy as np
 
 N = 32
@@ -34,7 +36,7 @@ def _weights(nodes: np.ndarray, w_j: float) -> np.ndarray:
 def multistep3(clean, x, levels, attenuation):
     """x after `levels`, by arrays in the DCT basis: `clean(x, t)` is x̂0, `attenuation(t)` a; the s of EDM's family."""
     past = []
-    for t_i, t_j in zip(levels[:-1], levels[1:], strict=True):
+    for t_i, t_j in itertools.pairwise(levels):
         past = [(t_i**0.5, clean(x, t_i)), *past][:3]
         mean = past[0][1]
         if t_j > 0:

@@ -135,7 +135,7 @@ def test_empirical_oracle_reproduces_its_images(key, ratio, solver):
     assert np.sum((counts - 32) ** 2 / 32) < 24.3  # χ² with 7 degrees of freedom, p = 0.001
 
 
-@pytest.mark.parametrize("solver", ["euler", "heun", "multistep", "multistep3"])
+@pytest.mark.parametrize("solver", ["euler", "heun", "multistep"])
 def test_the_same_noise_finds_the_same_image_as_evaluations_grow(key, solver):
     images = np.random.RandomState(1).uniform(-1, 1, (8, 8, 8, 1)).astype(np.float32)
     p = warm(0.5, (8, 8, 1))
