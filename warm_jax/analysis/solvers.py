@@ -247,8 +247,7 @@ def recommendation(ways: Sequence[Way], found: Table) -> list[str]:
             way, half = ways[first], found.half[first, j]
             said = f"{found.mean[first, j]:.3g}" + (f" ± {half:.2g}" if half > 0 else "")
             others = "".join(f"; as good: {', '.join(dict.fromkeys(ways[i].solver for i in near))}" if near else "")
-            lines.append(
-                f"BNR {bnr:g}, NFE ≤ {budget}: sample.solver={way.solver} sample.steps={way.steps} "
-                f"sample.beta_min={way.beta_min:g} sample.rho={way.rho:g} ({found.metric} {said}, NFE {way.nfe}{others})"
-            )
+            chosen = {"solver": way.solver, "steps": way.steps, "beta_min": way.beta_min, "rho": way.rho}
+            told = " ".join(f"sample.{key}={value}" for key, value in chosen.items())
+            lines.append(f"BNR {bnr:g}, NFE ≤ {budget}: {told} ({found.metric} {said}, NFE {way.nfe}{others})")
     return lines
