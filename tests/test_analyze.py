@@ -82,7 +82,7 @@ def test_a_sweep_of_models_goes_on(tmp_path, monkeypatch):
 
     against = reference.Reference("r", moments.Moments(np.zeros(1), np.eye(1), 9), moments.Provenance(), *(None,) * 3)
     monkeypatch.setattr(evaluate, "find_reference", lambda run: against)
-    monkeypatch.setattr(of_models, "_measure", lambda *given: score)
+    monkeypatch.setattr(of_models, "_measure", lambda *given, **sampled: score)
     monkeypatch.setattr(preemption, "requested", lambda: "SIGTERM" if len(measured) == 3 else "")
     with pytest.raises(InterruptedError, match="SIGTERM"):
         of_models.score(subject.models, subject.scoring, kept)

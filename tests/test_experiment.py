@@ -138,7 +138,7 @@ def test_an_amortised_model_is_sampled_at_the_bnr_that_is_asked_for():
 
 
 def test_a_grid_of_its_own():
-    """`sample.beta_min` and `sample.rho` by EDM's equation 5; the training's levels stay. Systems without are refused."""
+    """`sample.beta_min` and `sample.rho` by EDM's equation 5; not those of training. Refused where there is none."""
     exp = experiment.build(config("amortised", sample__beta_min=0.05, sample__rho=20.0, sample__bnr=2.0))
     ramp = np.linspace(80 ** (1 / 20), 0.05 ** (1 / 20), 5) ** 20
     np.testing.assert_allclose(exp.sampled.levels(5), [*ramp, 0], rtol=1e-12)

@@ -1,4 +1,4 @@
-"""Samplers in a hurry: laws of random solvers by an independent recursion, equal evaluations, and what is called best."""
+"""Samplers in a hurry: laws of random solvers by another recursion, equal evaluations, and what is called best."""
 
 import itertools
 
