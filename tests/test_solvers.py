@@ -34,17 +34,18 @@ def variance(solver, bnr, grid):
     """Of each frequency of the samples, by a recursion in numpy: conditional Gaussians, and EDM's churn."""
     a = lambda t: np.exp(-((bnr * t) ** 2) * LAM / 2)  # noqa: E731
     wiener = lambda t: POWER * a(t) / (POWER * a(t) ** 2 + t**2)  # noqa: E731
+    left = lambda low, high: np.exp(-(bnr**2) * (high**2 - low**2) * LAM / 2)  # noqa: E731 a(high) / a(low)
     v, count = np.full_like(POWER, 6400.0), len(grid) - 1
     for t_i, t_j in itertools.pairwise(grid):
         if solver == "ancestral":
             # x_j given x_i and x̂0: precision-weighted mean of a_j x̂0 (variance t_j²) and x_i / r (variance q / r²).
-            r = a(t_i) / a(t_j)
+            r = left(t_j, t_i)
             q = t_i**2 - r**2 * t_j**2
             gain = (a(t_j) * q * wiener(t_i) + r * t_j**2) / (q + r**2 * t_j**2)
             v = gain**2 * v + q * t_j**2 / (q + r**2 * t_j**2)
             continue
         up = t_i * (1 + min(2.0 / count, 2**0.5 - 1)) if 0.05 <= t_i <= 50 else t_i
-        ratio = a(up) / a(t_i)
+        ratio = left(t_i, up)
         v = ratio**2 * v + up**2 - ratio**2 * t_i**2
         v = heun(a, wiener, up, t_j) ** 2 * v
     return v
