@@ -17,7 +17,9 @@ def defaults(samples: int) -> ConfigDict:
     analysis.oracle_images = 1_000  # manifold, sweep: images that the empirical oracle knows
     analysis.steps = (9, 18, 40)  # manifold: of Heun's solver, 17, 35 and 79 evaluations
     analysis.sweep_steps = (5, 9, 18, 40)  # sweep: 9, 17, 35 and 79 evaluations
-    analysis.samples = samples  # sweep: of a model, a seed
-    analysis.count = 32  # manifold: states, a seed
-    analysis.repeats = 5  # manifold, sweep: seeds, for confidence intervals
+    analysis.solver_bnrs = (0.0, 0.5, 2.0)  # solvers: ratios; of a model those that are among `bnrs` too
+    analysis.solver_nfe = (5, 9, 13, 17)  # solvers: budgets of evaluations
+    analysis.samples = samples  # sweep, solvers: of a model, a seed
+    analysis.count = 32  # manifold, solvers: states of an oracle, a seed
+    analysis.repeats = 5  # manifold, sweep, solvers: seeds, for confidence intervals
     return analysis

@@ -59,7 +59,7 @@ def test_all_figures_of_a_model(tmp_path):
     assert made == {path.stem for path in (tmp_path / "figures").glob("*.npz")}
     assert made == {
         *("spectra", "corruption", "learning", "manifold", "manifold_models"),
-        *("sweep_gaussian", "sweep_empirical", "sweep_models"),
+        *("sweep_gaussian", "sweep_empirical", "sweep_models", "solvers"),
     }
     assert (tmp_path / "report.html").stat().st_size > 10_000
     with np.load(tmp_path / "figures" / "sweep_models.npz") as found:
@@ -82,7 +82,7 @@ def test_a_sweep_of_models_goes_on(tmp_path, monkeypatch):
 
     against = reference.Reference("r", moments.Moments(np.zeros(1), np.eye(1), 9), moments.Provenance(), *(None,) * 3)
     monkeypatch.setattr(evaluate, "find_reference", lambda run: against)
-    monkeypatch.setattr(of_models, "_measure", lambda *given: score)
+    monkeypatch.setattr(of_models, "_measure", lambda *given, **sampled: score)
     monkeypatch.setattr(preemption, "requested", lambda: "SIGTERM" if len(measured) == 3 else "")
     with pytest.raises(InterruptedError, match="SIGTERM"):
         of_models.score(subject.models, subject.scoring, kept)
@@ -146,6 +146,8 @@ def test_who_joins_in(tmp_path):
         ({"analysis__bnrs": (-1.0,)}, "analysis.bnrs is \\(-1.0,\\)"),
         ({"analysis__steps": (1,)}, "analysis.steps is \\(1,\\); name numbers of steps from 2"),
         ({"analysis__sweep_steps": (4, 4)}, "analysis.sweep_steps"),
+        ({"analysis__solver_nfe": (2,)}, "analysis.solver_nfe is \\(2,\\); name numbers of evaluations from 3"),
+        ({"analysis__solver_bnrs": ()}, "analysis.solver_bnrs is"),
         ({"analysis__budget": 1.0}, "analysis.budget is 1.0; it must be from 0.0001 to 0.9999"),
         ({"analysis__image": 10_000}, "analysis.image is 10000; bundled has images 0 to 9999"),
         ({"analysis__repeats": 1}, "analysis.repeats is 1; it must be from 2"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny import config
 
-from warm_jax import experiment, family, pictures
+from warm_jax import experiment, family, pictures, workdirs
 from warm_jax.diffusion import bnr, loss
 
 
@@ -135,3 +135,27 @@ def test_an_amortised_model_is_sampled_at_the_bnr_that_is_asked_for():
     high = jnp.asarray([70.0])  # there the budget asks for less than was trained
     assert bnr.information_budget(power, 0.05)(high) < 0.05 * 70
     np.testing.assert_allclose(budget.blur(high), [0.05 * 70], rtol=1e-6)
+
+
+def test_a_grid_of_its_own():
+    """`sample.beta_min` and `sample.rho` by EDM's equation 5; not those of training. Refused where there is none."""
+    exp = experiment.build(config("amortised", sample__beta_min=0.05, sample__rho=20.0, sample__bnr=2.0))
+    ramp = np.linspace(80 ** (1 / 20), 0.05 ** (1 / 20), 5) ** 20
+    np.testing.assert_allclose(exp.sampled.levels(5), [*ramp, 0], rtol=1e-12)
+    np.testing.assert_allclose(exp.process.levels(2), [80, 0.002, 0], rtol=1e-12)
+    for system, changes, named in (
+        ("ddpm", {"sample__rho": 7.0}, "sample.rho is 7.0, but ddpm has not EDM's grid: leave it unset"),
+        ("warm", {"sample__beta_min": 90.0}, "0 < beta_min < beta_max, not beta_min=90"),
+        ("hot", {"sample__rho": 0.01}, "sample.rho is 0.01; it must be from 0.1 to 1,000, or unset"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            experiment.build(config(system, **changes))
+
+
+def test_a_config_from_before_the_grid_could_be_chosen(tmp_path):
+    saved = config()
+    del saved.sample["beta_min"], saved.sample["rho"]
+    workdirs.save_config(saved, tmp_path)
+    loaded = workdirs.load_config(tmp_path)
+    assert loaded.sample.beta_min is None and loaded.sample.rho is None
+    np.testing.assert_allclose(experiment.build(loaded).sampled.levels(2), [80, 0.002, 0], rtol=1e-12)

@@ -460,7 +460,7 @@ def test_randomness_belongs_to_the_image_not_the_batch(key, solver):
     assert not np.allclose(run(x, keys[::-1]), together, atol=1e-2)
 
 
-@pytest.mark.parametrize("solver", ["stochastic", "ancestral", "heun", "multistep"])
+@pytest.mark.parametrize("solver", ["stochastic", "ancestral", "heun", "multistep", "multistep3"])
 def test_extreme_blur_stays_finite_in_float32(solver):
     # BNR 30 from β = 80: a is 0 for all frequencies but the mean, then subnormal, then normal on the way down.
     p = process.warm(SHAPE, bnr.constant(30.0))

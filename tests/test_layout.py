@@ -129,7 +129,7 @@ def test_analysis_is_arrays_in_and_arrays_out(name):
     page = name in within("analysis.report", "analysis.contents")  # which reads a workdir
     assert own(name) <= within("analysis", "diffusion", "metrics", "pictures") | (within("workdirs") if page else set())
     outside = {other.split(".")[0] for other in imports(MODULES[name])} - set(sys.stdlib_module_names)
-    plots = within("analysis.plots", "analysis.sampling_plots")
+    plots = within("analysis.plots", "analysis.sampling_plots", "analysis.solver_plots")
     drawing = {"matplotlib"} if name in plots else set()
     assert outside <= {"jax", "jaxtyping", "numpy", "scipy", "warm_jax"} | drawing | ({"PIL"} if page else set())
     assert not plots & own(name)
@@ -153,7 +153,9 @@ def test_who_may_import_what(name):
     assert "socket" not in roots or name == "warm_jax.rollcall"
     configured = within("family", "experiment", "workdirs", "reference", "step", "main", *PROGRAMS)
     assert "ml_collections" not in roots or name in configured
-    assert "matplotlib" not in roots or name in within("analysis.plots", "analysis.sampling_plots")
+    assert "matplotlib" not in roots or name in within(
+        "analysis.plots", "analysis.sampling_plots", "analysis.solver_plots"
+    )
     if "warm_jax.main" in own(name) | {name}:
         assert name == "warm_jax.main"  # nobody imports the command line
     for program in within(*PROGRAMS) & own(name):

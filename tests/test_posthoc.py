@@ -142,7 +142,7 @@ def test_averages_cannot_begin_in_the_middle(tmp_path):
         int(generate.load_ema(tiny.with_network(generate.prepare(old, tmp_path, "0", "", -1), tiny.Linear()))[0]) == 5
     )
     with pytest.raises(ValueError, match=r"--ema=0.08: .* was trained with the plain EMA alone .*train.posthoc_ema="):
-        generate.prepare(old, tmp_path, "0", "", -1, 0.08)
+        generate.prepare(old, tmp_path, "0", "", -1, ema=0.08)
     run(tmp_path, 8, train__posthoc_ema=())
     assert steps_in(tmp_path / "checkpoints")[-1] == 8
 

@@ -54,6 +54,45 @@ def test_order_of_convergence(solver, order, ratio):
     np.testing.assert_allclose(observed, order, atol=0.15)
 
 
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 2.0])
+def test_multistep3_is_a_parabola_in_the_root_of_noise(ratio):
+    """Lagrange polynomials and quadrature in numpy, a clean estimate that is not linear, steps of uneven lengths."""
+    p, lam = warm(ratio, (6, 6, 1)), np.pi**2 * ((np.arange(6) / 6)[:, None] ** 2 + (np.arange(6) / 6) ** 2)
+    attenuation = lambda t: np.exp(-((ratio * t) ** 2) * lam / 2)  # noqa: E731
+    x, levels = np.random.RandomState(0).randn(6, 6) * 3, np.array([3.0, 2.0, 1.9, 0.8, 0.5, 0.02, 0.0])
+    expected = gaussian_table.multistep3(lambda x, t: np.tanh(x / (1 + t)), x, levels, attenuation)
+
+    def predict(x, t):
+        clean = jnp.tanh(dct.dct2(x) / (1 + t[:, None, None, None]))
+        a = p.attenuation(t)
+        return process.Prediction(dct.idct2(a * clean), dct.idct2((1 - a) * clean))
+
+    with jax.enable_x64(True):
+        start = dct.idct2(jnp.asarray(x)[None, ..., None])
+        out, record = sampler.sample(predict, p, start, levels, solver="multistep3")
+        np.testing.assert_allclose(dct.dct2(out)[0, ..., 0], expected, atol=1e-9)
+    assert int(record.nfe) == 6
+
+
+@pytest.mark.parametrize("ratio", [0.0, 2.0])
+def test_multistep3_is_of_third_order_where_nothing_is_blurred(ratio):
+    """A short first step, whose error is of second order; of blurred images, only the mean colour is not blurred."""
+    p = warm(ratio, (8, 8, 1))
+    lam = np.pi**2 * ((np.arange(8) / 8)[:, None] ** 2 + (np.arange(8) / 8) ** 2)
+    power, (t0, t1) = 1 / (lam + 0.1), (2.0, 0.3)
+    std = lambda t: np.sqrt(power * np.exp(-((ratio * t) ** 2) * lam) + t**2)  # noqa: E731
+    errors = []
+    with jax.enable_x64(True):
+        for steps in (60, 120):
+            uneven = np.append(0, np.cumsum(np.tile([1.0, 1.5], steps // 2)))
+            levels = np.insert(t0 * (t1 / t0) ** (uneven / uneven[-1]), 1, t0 * (1 - 0.2 / steps**2))
+            g, _ = gain(p, power, levels, "multistep3")
+            errors.append(np.abs(g / t0 - std(t1) / std(t0)))
+    one = np.s_[:] if ratio == 0 else np.s_[0, 0]
+    shrinks = [np.linalg.norm(error[one]) for error in errors]
+    np.testing.assert_allclose(np.log2(shrinks[0] / shrinks[1]), 3, atol=0.2)
+
+
 def test_no_blur_is_edms_heun():
     """Algorithm 1 of Karras et al. 2022 in numpy float64, with a nonlinear denoiser."""
     p, levels = process.hot((5, 7, 2)), process.hot((5, 7, 2)).levels(9)
@@ -83,7 +122,7 @@ def test_no_blur_is_edms_heun():
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 2.0])
-@pytest.mark.parametrize("solver", ["heun", "multistep"])
+@pytest.mark.parametrize("solver", ["heun", "multistep", "multistep3"])
 def test_empirical_oracle_reproduces_its_images(key, ratio, solver):
     """Samples of the exact score of a finite set are its members, each found about equally often."""
     images = np.random.RandomState(1).uniform(-1, 1, (8, 8, 8, 1)).astype(np.float32)

@@ -29,6 +29,12 @@ def test_multistep_reproduces_the_gaussian_table():
     np.testing.assert_allclose(found.mean, list(gaussian_table.MULTISTEP.values()), atol=5.1e-5)
 
 
+def test_multistep3_reproduces_the_gaussian_table():
+    found = sweep.gaussian_w2(gaussian_table.POWER, list(gaussian_table.MULTISTEP3), [9, 17, 35], "multistep3")
+    assert found.nfe.tolist() == [9, 17, 35]
+    np.testing.assert_allclose(found.mean, list(gaussian_table.MULTISTEP3.values()), atol=5.1e-5)
+
+
 # ── Scores against the data ──────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -305,7 +305,7 @@ def test_amortised_at_one_ratio_is_warm(key):
 
 # ── What can run what ────────────────────────────────────────────────────────────────────────────────────────────────
 
-SCORE = {"heun", "euler", "multistep"}
+SCORE = {"heun", "euler", "multistep", "multistep3"}
 CAN = {
     "hot": SCORE | {"ancestral", "stochastic"},
     "warm": SCORE | {"ancestral", "stochastic"},

@@ -47,15 +47,16 @@ def check(settings: ConfigDict) -> None:
     for key, (least, most) in _RANGES.items():
         if not least <= settings[key] <= most:
             raise ValueError(f"analysis.{key} is {settings[key]}; it must be from {least:g} to {most:g}")
-    bnrs = tuple(settings.bnrs)
-    numbers = all(isinstance(bnr, int | float) and 0 <= bnr <= 10_000 for bnr in bnrs)
-    if not bnrs or not numbers or list(bnrs) != sorted(set(bnrs)):
-        raise ValueError(f"analysis.bnrs is {bnrs}; name blur-to-noise ratios from 0 to 10,000, rising")
-    for key in ("steps", "sweep_steps"):
-        counts = tuple(settings[key])
-        numbers = all(type(n) is int and 2 <= n <= 10_000 for n in counts)
+    for key in ("bnrs", "solver_bnrs"):
+        bnrs = tuple(settings[key])
+        numbers = all(isinstance(bnr, int | float) and 0 <= bnr <= 10_000 for bnr in bnrs)
+        if not bnrs or not numbers or list(bnrs) != sorted(set(bnrs)):
+            raise ValueError(f"analysis.{key} is {bnrs}; name blur-to-noise ratios from 0 to 10,000, rising")
+    for key, what in (("steps", "steps from 2"), ("sweep_steps", "steps from 2"), ("solver_nfe", "evaluations from 3")):
+        counts, least = tuple(settings[key]), int(what[-1])
+        numbers = all(type(n) is int and least <= n <= 10_000 for n in counts)
         if not counts or not numbers or list(counts) != sorted(set(counts)):
-            raise ValueError(f"analysis.{key} is {counts}; name numbers of steps from 2 to 10,000, rising")
+            raise ValueError(f"analysis.{key} is {counts}; name numbers of {what} to 10,000, rising")
 
 
 def _models(config: ConfigDict, workdir: pathlib.Path, step: int, ema: float | None) -> of_models.Models:
@@ -155,10 +156,10 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, name: str, step: int, ema
         raise ValueError(f"analysis.image is {config.analysis.image}; {source.spec} has images 0 to {len(source) - 1}")
     if len(source) < 2:
         raise ValueError(f"{source.spec} has one image; the figures need at least 2")
-    models = _models(config, workdir, step, ema) if set(names) & {"learning", "manifold", "sweep"} else {}
+    models = _models(config, workdir, step, ema) if set(names) & {"learning", "manifold", "sweep", "solvers"} else {}
     workdirs.check_writable(workdir / "figures")
     subject = figures.Run(config, workdir, source, models)
-    if models and "sweep" in names:
+    if models and set(names) & {"sweep", "solvers"}:
         subject = dataclasses.replace(subject, scoring=_scoring(subject, optional=name == "all"))
     return Run(workdir, names, subject)
 

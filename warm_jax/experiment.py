@@ -130,6 +130,10 @@ def check_values(config: ConfigDict) -> None:
         value = config.process.get(key)
         if value is not None and not least <= value <= most:
             raise ValueError(f"process.{key} is {value}; it must be from {_number(least)} to {_number(most)}")
+    for key in ("beta_min", "rho"):
+        value, (least, most) = lookup(config, f"sample.{key}"), _PROCESS_RANGES[key]
+        if value is not None and not least <= value <= most:
+            raise ValueError(f"sample.{key} is {value}; it must be from {_number(least)} to {_number(most)}, or unset")
     known = family.of(config).preconditionings
     if config.model.preconditioning not in known:
         raise ValueError(

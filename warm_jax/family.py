@@ -3,6 +3,7 @@
 This table is all that tells one system from another: everything else is the same code.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -145,10 +146,26 @@ def sampled_bnr(config: ConfigDict) -> float | str | None:
 
 
 def to_sample(config: ConfigDict, trained: Process, measured: Measured) -> Process:
-    """The process that `sample.bnr` and `sample.schedule` ask for; of all but an amortised model the trained one.
+    """The process that `sample.bnr` and `sample.schedule` ask for, on the grid of `sample.beta_min` and `sample.rho`.
 
     ValueError where the model knows no other, or where the BNR lies outside what it was trained on.
     """
+    followed, levels = _followed(config, trained, measured), _levels_asked(config.sample)
+    if not levels:
+        return followed
+    if "rho" not in config.process:
+        name, value = next(iter(levels.items()))
+        raise ValueError(f"sample.{name} is {value}, but {config.process.system} has not EDM's grid: leave it unset")
+    own = {name: config.process[name] for name in ("beta_min", "beta_max", "rho")}
+    return dataclasses.replace(followed, grid=process.edm_grid(**own | levels))
+
+
+def _levels_asked(sample: ConfigDict) -> dict[str, float]:
+    return {name: sample[name] for name in ("beta_min", "rho") if sample[name] is not None}
+
+
+def _followed(config: ConfigDict, trained: Process, measured: Measured) -> Process:
+    """The process at the BNR that is asked for; of all but an amortised model the trained one."""
     settings, wanted, schedule = config.process, config.sample.bnr, config.sample.schedule
     if trained.follow is None:
         known = settings.get("schedule", "constant") if settings.system == "warm" else None

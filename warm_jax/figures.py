@@ -17,15 +17,16 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from warm_jax import of_models, pictures, reference
-from warm_jax.analysis import corruption, learning, manifold, spectra, sweep
+from warm_jax.analysis import corruption, learning, manifold, solvers, spectra, sweep
 from warm_jax.data import sources
 
-NAMES = ("spectra", "corruption", "learning", "manifold", "sweep")
+NAMES = ("spectra", "corruption", "learning", "manifold", "sweep", "solvers")
 _SHOWN_LEVELS = (0.1, 0.3, 1.0, 3.0)  # noise levels of the spectra
 _PICTURE_LEVELS = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # of the corruption of one image
 _LEARNED_LEVELS = tuple(np.geomspace(0.02, 20, 10).round(4).tolist())
 _EXPLAINED_IMAGES = 256  # by a model, each at every level
 _ORACLE_SAMPLES = 128  # of the empirical oracle, for one score of the sweep
+_HURRIED_IMAGES = 250  # that the empirical oracle knows, at most, for the solvers: they are many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +120,24 @@ def _sweeps(run: Run) -> Iterator[tuple[str, sweep.Sweep]]:
         yield "sweep_models", of_models.score(run.models, run.scoring, kept)
 
 
+def _solvers(run: Run) -> tuple[list[solvers.Way], list[solvers.Table]]:
+    """The ways of sampling, and their tables: of Gaussian data, of a set's exact predictor, and of the models."""
+    settings, kept = run.config.analysis, run.workdir / "sweep.jsonl"
+    bnrs = tuple(float(bnr) for bnr in settings.solver_bnrs)
+    ways, gaussian = solvers.fit(_measured(run).power, bnrs, tuple(settings.solver_nfe), of_models.say)
+    images = _images(run, min(settings.oracle_images, _HURRIED_IMAGES))[0]
+    seeds = tuple(range(settings.repeats))
+    found = solvers.empirical(images, ways, bnrs, seeds, settings.count, kept, of_models.say)
+    tables = [gaussian, found["strayed"], found["energy"]]
+    models = {bnr: model for bnr, model in run.models.items() if bnr in bnrs}
+    if models and run.scoring is not None:
+        tables.append(of_models.score_ways(models, run.scoring, ways, kept))
+    return ways, tables
+
+
 def make(run: Run, name: str) -> Iterator[tuple[str, dict[str, np.ndarray], Any, str]]:
     """(file name, arrays, figure, sentence) of each picture that `name` makes."""
-    from warm_jax.analysis import plots, sampling_plots  # need matplotlib, which a report does not need
+    from warm_jax.analysis import plots, sampling_plots, solver_plots  # need matplotlib, which a report does not need
 
     settings = run.config.analysis
     if name == "spectra":
@@ -141,6 +157,14 @@ def make(run: Run, name: str) -> Iterator[tuple[str, dict[str, np.ndarray], Any,
             images, labels = _images(run, max(settings.oracle_images, settings.count))
             made = of_models.departure(run.models, images, labels, settings)
             yield "manifold_models", made._asdict(), sampling_plots.manifold(made), _worst(made, "energy", "")
+    elif name == "solvers":
+        ways, tables = _solvers(run)
+        arrays = {f"ways_{field}": np.array([way[i] for way in ways]) for i, field in enumerate(solvers.Way._fields)}
+        arrays |= {f"{table.metric}_{k}": v for table in tables for k, v in table._asdict().items() if k != "metric"}
+        lines = [
+            f"by {table.metric}:\n      " + "\n      ".join(solvers.recommendation(ways, table)) for table in tables
+        ]
+        yield name, arrays, solver_plots.solvers(ways, tables), "\n    ".join(["what is best", *lines])
     else:
         for file, made in _sweeps(run):
             yield file, made._asdict(), sampling_plots.sweep(made), _best(made)

@@ -70,7 +70,9 @@ _PROTOCOL = flags.DEFINE_enum(
 )
 _WATCH = flags.DEFINE_bool("watch", False, "evaluate: score each new checkpoint of the workdir, until the last one.")
 _ANALYSIS = flags.DEFINE_string(
-    "analysis", "all", "analyze: spectra, corruption, learning, manifold, sweep, report (a page of the workdir) or all."
+    "analysis",
+    "all",
+    "analyze: spectra, corruption, learning, manifold, sweep, solvers, report (a page of the workdir) or all.",
 )
 _IMAGE_SIZE = flags.DEFINE_integer(
     "image_size", None, "prepare: side to resize to (default: the config's, or as it is)."

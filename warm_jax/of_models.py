@@ -4,8 +4,10 @@ A model is taken as it was trained: at its BNR, without guidance, without clippi
 """
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,7 @@ from warm_jax import (
     trained,
     workdirs,
 )
-from warm_jax.analysis import learning, manifold, sweep
+from warm_jax.analysis import learning, manifold, solvers, sweep
 from warm_jax.data import sources
 
 Models = dict[float, trained.Model]  # by the BNR at which they are sampled
@@ -159,13 +161,16 @@ def _draw(model: trained.Model, sampler: sampling.Sampler, first: int, count: in
 
 
 def _measure(
-    scoring: Scoring, against: reference.Reference, models: Models
+    scoring: Scoring, against: reference.Reference, models: Models, **settings: Any
 ) -> Callable[[sweep.Cell], tuple[int, sweep.Scores]]:
-    """What one cell scores: of seed k the k-th `analysis.samples` images. A sampler is compiled once for its cells."""
+    """What one cell scores: of seed k the k-th `analysis.samples` images. A sampler is compiled once for its cells.
+
+    `settings` of `sample`, beside the steps.
+    """
     compiled: dict[tuple[float, int], sampling.Sampler] = {}
 
     def measure(cell: sweep.Cell) -> tuple[int, sweep.Scores]:
-        model = models[cell.bnr].sampled_with(steps=cell.steps, solver="heun", guidance=1.0, clip=False)
+        model = models[cell.bnr].sampled_with(steps=cell.steps, guidance=1.0, clip=False, **settings)
         if (cell.bnr, cell.steps) not in compiled:
             compiled.clear()
             compiled[cell.bnr, cell.steps] = sampling.Sampler(model.experiment, scoring.batch_size)
@@ -189,31 +194,58 @@ def _measure(
     return measure
 
 
-def score(models: Models, scoring: Scoring, path: pathlib.Path) -> sweep.Sweep:
-    """Every model with every number of steps, each finished cell a line of `path`. InterruptedError after a signal."""
-    settings, against = scoring.settings, evaluate.find_reference(scoring.judging)
-    measure = _measure(scoring, against, models)
-
+def _unless_stopped(measure: sweep.Measure) -> sweep.Measure:
     def unless_stopped(cell: sweep.Cell) -> tuple[int, sweep.Scores]:
         if preemption.requested():
             raise InterruptedError(preemption.requested())
         return measure(cell)
 
+    return unless_stopped
+
+
+def _depends(model: trained.Model, scoring: Scoring, against: reference.Reference) -> dict[str, Any]:
+    """All that a score of a model depends on but for the cell."""
+    return {
+        "weights": generate.weights_hash(model.weights),
+        "process": model.experiment.config.process.to_dict(),
+        "bnr": family.sampled_bnr(model.experiment.config),
+        "extractor": scoring.judging.extractor.hash,
+        "reference": [against.name, against.provenance.data_hash, against.moments.count],
+        "metric": scoring.judging.config.eval.metrics[0],
+        "samples": [scoring.judging.config.eval.first, scoring.settings.samples],
+    }
+
+
+def score(models: Models, scoring: Scoring, path: pathlib.Path) -> sweep.Sweep:
+    """Every model with every number of steps, each finished cell a line of `path`. InterruptedError after a signal."""
+    settings, against = scoring.settings, evaluate.find_reference(scoring.judging)
+    measure = _unless_stopped(_measure(scoring, against, models, solver="heun", beta_min=None, rho=None))
     seeds: Sequence[int] = tuple(range(settings.repeats))
     bar, rows = log.progress(len(models) * len(settings.sweep_steps) * len(seeds), unit="cell", doing="sweep"), []
     for bnr, model in models.items():
-        depends = {
-            "weights": generate.weights_hash(model.weights),
-            "process": model.experiment.config.process.to_dict(),
-            "bnr": family.sampled_bnr(model.experiment.config),
-            "extractor": scoring.judging.extractor.hash,
-            "reference": [against.name, against.provenance.data_hash, against.moments.count],
-            "metric": scoring.judging.config.eval.metrics[0],
-            "samples": [scoring.judging.config.eval.first, settings.samples],
-        }
+        depends = _depends(model, scoring, against)
         for steps in settings.sweep_steps:
-            for row in sweep.sweep(sweep.cells((bnr,), (steps,), seeds), unless_stopped, path, depends):
+            for row in sweep.sweep(sweep.cells((bnr,), (steps,), seeds), measure, path, depends):
                 rows.append(row)
                 bar.update()
     bar.close()
     return sweep.collect(rows, next(name for name in rows[0]["scores"] if not name.endswith("_std")))
+
+
+def score_ways(models: Models, scoring: Scoring, ways: Sequence[solvers.Way], path: pathlib.Path) -> solvers.Table:
+    """Every model sampled in every way, as `score` does: a table of the first metric. InterruptedError at a signal."""
+    against, rows = evaluate.find_reference(scoring.judging), []
+    seeds = tuple(range(scoring.settings.repeats))
+    depends = {bnr: _depends(model, scoring, against) for bnr, model in models.items()}
+    bar = log.progress(len(models) * len(ways) * len(seeds), unit="cell", doing="solvers")
+    for bnr, way in itertools.product(models, sorted(ways, key=lambda way: way.budget)):
+        own = {"solver": way.solver, "beta_min": way.beta_min, "rho": way.rho}
+        churn = solvers.CHURN._asdict() if way.solver == "stochastic" else {}
+        measure = _unless_stopped(_measure(scoring, against, models, **own, **churn))
+        given = depends[bnr] | {"way": own | churn}
+        for row in sweep.sweep(sweep.cells((bnr,), (way.steps,), seeds), measure, path, given):
+            rows.append((way, row))
+            bar.update()
+    bar.close()
+    name = next(name for name in rows[0][1]["scores"] if not name.endswith("_std"))
+    return solvers.table(ways, tuple(models), name, iter(rows))

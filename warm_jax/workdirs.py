@@ -97,7 +97,7 @@ def load_note(workdir: pathlib.Path, name: str) -> dict | None:
 
 
 def load_config(workdir: pathlib.Path, like: ConfigDict | None = None) -> ConfigDict:
-    """The config of a run, from its `config.json`; sections that it lacks are as in `like`."""
+    """The config of a run, from its `config.json`; sections that it lacks are as in `like`, newer keys unset."""
     path = workdir / "config.json"
     try:
         saved = json.loads(path.read_text())
@@ -105,11 +105,19 @@ def load_config(workdir: pathlib.Path, like: ConfigDict | None = None) -> Config
         for section in like or ():
             if section not in made:
                 made[section] = like[section]
-        return made
+        return completed(made)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} is not there: {workdir} is no workdir of a run") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a config ({error}); restore it") from error
+
+
+def completed(config: ConfigDict) -> ConfigDict:
+    """`config`, in which the keys that older versions did not write are unset."""
+    for name in ("beta_min", "rho"):
+        if "sample" in config and name not in config.sample:
+            config.sample[name] = None
+    return config
 
 
 def check_same(config: ConfigDict, workdir: pathlib.Path, keys: tuple[str, ...]) -> None:

@@ -17,6 +17,8 @@ _CAPTIONS = {
     "Lines are the best linear guess, dots a trained network.",
     "manifold": "How far the sampler's states lie from the forward process of the same level: zero is on it. With an "
     "exact predictor what is left is the solver's error; with a trained network it is also the network's.",
+    "solvers": "Samplers in a hurry: the lower a curve, the better the solver at that number of evaluations. Full "
+    "lines are on a grid fitted to Gaussian data of this spectrum, the first row; the others judge it. Dashed: EDM's.",
     "sweep": "The score for each blur-to-noise ratio and number of evaluations: look for the lowest, and whether it is "
     "lower by more than its interval.",
 }

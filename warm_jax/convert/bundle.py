@@ -116,7 +116,7 @@ def load(folder: str | pathlib.Path) -> Bundle:
     folder = pathlib.Path(folder)
     about = read_about(folder)
     try:
-        config, spectrum, start = ConfigDict(about["config"]), about["spectrum"], about["start"]
+        config, spectrum, start = workdirs.completed(ConfigDict(about["config"])), about["spectrum"], about["start"]
         digests = {WEIGHTS: about["weights"]["sha256"]} | ({} if start is None else {START: start["sha256"]})
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / MODEL} lacks what schema {SCHEMA} has ({error!r}); export it again") from None

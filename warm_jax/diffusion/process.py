@@ -68,7 +68,13 @@ class Prediction(NamedTuple):
 Predict = Callable[[Float[Array, "b h w c"], Float[Array, " b"]], Prediction]
 
 
-GAUSSIAN_SOLVERS = ("heun", "euler", "multistep", "ancestral")  # of every system with Gaussian noise and a score
+GAUSSIAN_SOLVERS = (
+    "heun",
+    "euler",
+    "multistep",
+    "multistep3",
+    "ancestral",
+)  # of every system with Gaussian noise and a score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +154,24 @@ def check_shape(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
     return tuple(image_shape)
 
 
+def edm_grid(beta_min: float, beta_max: float, rho: float) -> Callable[[int], np.ndarray]:
+    """EDM's grid: n -> n levels from `beta_max` down to `beta_min`, evenly spaced in β^(1/ρ), and 0.
+
+    Its lowest level need not be that of the training: the last step returns x̂0 from any. ValueError where it cannot.
+    """
+    if not 0 < beta_min < beta_max < float("inf"):
+        raise ValueError(f"noise levels need 0 < beta_min < beta_max, not beta_min={beta_min}, beta_max={beta_max}")
+    if not 0 < rho < float("inf"):
+        raise ValueError(f"rho must be finite and above 0, not {rho}")
+
+    def grid(n: int) -> np.ndarray:
+        ramp = np.linspace(0, 1, n) if n > 1 else np.zeros(1)
+        levels = (beta_max ** (1 / rho) + ramp * (beta_min ** (1 / rho) - beta_max ** (1 / rho))) ** rho
+        return np.append(levels, 0.0)
+
+    return grid
+
+
 def warm(
     image_shape: tuple[int, int, int],
     schedule: bnr.Schedule,
@@ -172,17 +196,10 @@ def warm(
       blurs: False where `schedule` is zero everywhere.
     """
     image_shape = check_shape(image_shape)
-    if not 0 < beta_min < beta_max < float("inf"):
-        raise ValueError(f"noise levels need 0 < beta_min < beta_max, not beta_min={beta_min}, beta_max={beta_max}")
-    for name, value in {"rho": rho, "P_std": P_std}.items():
-        if not 0 < value < float("inf"):
-            raise ValueError(f"{name} must be finite and above 0, not {value}")
+    grid = edm_grid(beta_min, beta_max, rho)
+    if not 0 < P_std < float("inf"):
+        raise ValueError(f"P_std must be finite and above 0, not {P_std}")
     height, width, _ = image_shape
-
-    def grid(n: int) -> np.ndarray:
-        ramp = np.linspace(0, 1, n) if n > 1 else np.zeros(1)
-        levels = (beta_max ** (1 / rho) + ramp * (beta_min ** (1 / rho) - beta_max ** (1 / rho))) ** rho
-        return np.append(levels, 0.0)
 
     return Process(
         image_shape=image_shape,
@@ -225,6 +242,6 @@ def pfgmpp(image_shape: tuple[int, int, int], augmented_dims: float, **levels: f
     return dataclasses.replace(
         hot(image_shape, **levels),
         law=student(augmented_dims),
-        solvers=("heun", "euler", "multistep"),
+        solvers=("heun", "euler", "multistep", "multistep3"),
         refusal="its noise is not Gaussian, so a state with more noise added is not a state of a higher level",
     )
