@@ -3,9 +3,11 @@
 import dataclasses
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from warm_jax.diffusion.bnr import Schedule
+from warm_jax.restoration.levels import Levels
 
 SYSTEMS = ("hot", "warm", "amortised")
 TOLERANCE, RELATIVE = 0.05, 0.05  # pixels, and share of the blur: so far off a model's own line counts as on it
@@ -26,16 +28,6 @@ def check_system(system: str) -> None:
             f"a {system} model cannot restore photographs: {reason}; use an :amortised model, for any blur and noise, "
             "or :hot, for noise alone"
         )
-
-
-class Levels(NamedTuple):
-    """A photograph's levels."""
-
-    alpha: float  # pixels
-    beta: float  # units of x
-
-    def __str__(self) -> str:
-        return f"blur {self.alpha:.3g} px, noise {self.beta:.3g} ({self.beta * 127.5:.3g}/255)"
 
 
 class Served(NamedTuple):
@@ -68,7 +60,7 @@ class Limits:
 
     def most_blur(self, beta: float) -> float:
         """The most blur in pixels that it can restore at noise `beta`."""
-        return self.ratios[1] * beta if self.ratios else float(self.line(np.float32(beta)))
+        return self.ratios[1] * beta if self.ratios else float(self.line(jnp.asarray(beta, jnp.float32)))
 
     def _noise_for(self, alpha: float, beta: float) -> float:
         """The least noise, of at least `beta`, at which the model knows blur `alpha`; inf where there is none."""
@@ -86,7 +78,7 @@ class Limits:
     def _nearest(self, alpha: float, beta: float) -> float:
         """The blur nearest to `alpha` that it can restore at noise `beta`."""
         if self.ratios is None:
-            return float(self.line(np.float32(beta)))
+            return float(self.line(jnp.asarray(beta, jnp.float32)))
         least, most = (ratio * beta for ratio in self.ratios)
         if self.zero and alpha < least / 2:
             return 0.0

@@ -1,0 +1,324 @@
+"""Restoring photographs of known, or estimated, blur and noise with the EMA weights of a checkpoint.
+
+    python -m warm_jax.main --config=configs/cifar10.py:amortised --mode=restore --images=FOLDER --out=FOLDER
+    …  --blur=1.5 --noise=25/255                 pixels, and σ in grey levels; by default both are estimated
+    …  --estimate=sample --count=4               draws from the posterior in place of its mean
+
+Written are NAME.png, or NAME_0.png … for draws, restore.json with the levels and what failed, and before_after.png.
+An image that is broken, or of levels that the model does not know, does not stop the others. `restorer.py` says how it
+is done, `restoration/` has the parts: levels, limits, tiles and files.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import pathlib
+import time
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float32, PyTree, UInt8
+from ml_collections import ConfigDict
+
+from warm_jax import experiment, generate, log, pictures, preemption, restorer, workdirs
+from warm_jax.restoration import levels, limits, photographs, tiles
+
+NOTE, SHEET = "restore.json", "before_after.png"
+SHEET_IMAGES, SHEET_SIDE = 6, 256  # of the sheet, and the most pixels of an image that it shows
+_ESTIMATES = ("mean", "sample")
+
+
+class Asked(NamedTuple):
+    """What the command line asks for, as text where it is parsed here."""
+
+    images: str  # a folder, or one file
+    blur: str = "auto"
+    noise: str = "auto"
+    estimate: str = "mean"
+    count: int = 4  # draws of each image, for "sample"
+    add_noise: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What `prepare` checked and `restore` needs."""
+
+    drawing: generate.Run  # the experiment, its checkpoint, and where results go
+    asked: Asked
+    given: levels.Given
+    limits: limits.Limits
+    outputs: dict[pathlib.Path, tuple[str, ...]]  # of each image, the names of its results
+
+    @property
+    def experiment(self) -> experiment.Experiment:
+        """The experiment."""
+        return self.drawing.experiment
+
+
+def limits_of(exp: experiment.Experiment) -> limits.Limits:
+    """The levels that an experiment of EDM's family is trained on.
+
+    Noise from `beta_min` to `beta_max`, and no further than three standard deviations `P_std` from `P_mean` in ln β.
+    """
+    of = exp.config.process
+    ends = [math.exp(of.P_mean + sign * 3 * of.P_std) for sign in (-1, 1)]
+    by_training = "three P_std from P_mean in training"
+    ratios = None if exp.process.follow is None else (of.bnr_min, of.bnr_max)
+    return limits.Limits(
+        least=max(of.beta_min, ends[0]),
+        most=min(of.beta_max, ends[1]),
+        why_least="process.beta_min" if of.beta_min >= ends[0] else by_training,
+        why_most="process.beta_max" if of.beta_max <= ends[1] else by_training,
+        ratios=ratios,
+        zero=ratios is not None and of.bnr_zero > 0,
+        line=exp.process.blur,
+    )
+
+
+def _outputs(files: list[pathlib.Path], asked: Asked) -> dict[pathlib.Path, tuple[str, ...]]:
+    """Names of results; of two images with one stem, the whole names. ValueError where that does not help."""
+    stems = Counter([path.stem for path in files] + [pathlib.Path(SHEET).stem])
+    names = {path: path.stem if stems[path.stem] == 1 else path.name.replace(".", "_") for path in files}
+    numbers = [f"_{i}" for i in range(asked.count)] if asked.estimate == "sample" else [""]
+    outputs = {path: tuple(f"{name}{number}.png" for number in numbers) for path, name in names.items()}
+    every = Counter(name for of_one in outputs.values() for name in of_one)
+    twice = [name for name, count in every.items() if count > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} would be the result of two images; rename one of them")
+    return outputs
+
+
+def _check_out(out: pathlib.Path, outputs: dict[pathlib.Path, tuple[str, ...]]) -> None:
+    """Raises ValueError where results would lie among the images, or replace what was not made here."""
+    for path in outputs:
+        if out.resolve() == path.parent.resolve():
+            raise ValueError(f"--out={out} is the folder of the images; name another, so that none is overwritten")
+    workdirs.check_writable(out)
+    made = {name for entry in _read_note(out).get("images", {}).values() for name in entry["outputs"]}
+    made |= {SHEET} if (out / NOTE).exists() else set()
+    for name in [SHEET, *(name for of_one in outputs.values() for name in of_one)]:
+        if (out / name).exists() and name not in made:
+            raise ValueError(f"{out / name} is there and was not made by --mode=restore; name another --out")
+
+
+def _read_note(out: pathlib.Path) -> dict:
+    """What restore.json says; ValueError where it is damaged."""
+    path = out / NOTE
+    if not path.exists():
+        return {}
+    try:
+        note = json.loads(path.read_text())
+        if not all(isinstance(entry["outputs"], list) and entry["sha256"] for entry in note["images"].values()):
+            raise ValueError("no lists of outputs")
+        return note
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it and its images, or name another --out") from error
+
+
+def prepare(config: ConfigDict, workdir: pathlib.Path, asked: Asked, out: str, step: int) -> Run:
+    """Checks everything that can be checked, compiles nothing. ValueError or OSError for bad input.
+
+    `step` is a checkpoint's, -1 the latest's; `out` a folder, empty: `restored/` of the workdir.
+    """
+    experiment.build(config)
+    limits.check_system(config.process.system)
+    given = levels.parse(asked.blur, asked.noise)
+    if asked.estimate not in _ESTIMATES:
+        raise ValueError(f"--estimate={asked.estimate}; choose one of {', '.join(_ESTIMATES)}")
+    if not 1 <= asked.count <= 10_000:
+        raise ValueError(f"--count={asked.count}; it must be from 1 to 10,000")
+    if config.sample.guidance != 1:
+        raise ValueError(f"sample.guidance is {config.sample.guidance}; a restoration is not guided: leave it at 1")
+    if not asked.images:
+        raise ValueError("--mode=restore needs --images=FOLDER, or one file")
+    files = photographs.list_images(workdirs.local(asked.images.removeprefix("folder:")))
+    generate.require_checkpoint(workdir, step)
+    workdirs.check_same(config, workdir, workdirs.MODEL_KEYS)
+    generate.check_request(config)
+    exp = generate.build(config, generate.measured(config, workdir))
+    known = limits_of(exp)
+    if given.alpha is not None and given.beta is not None:
+        known.serve(levels.Levels(given.alpha, given.beta), asked.add_noise)
+    target = pathlib.Path(out) if out else workdir / "restored"
+    outputs = _outputs(files, asked)
+    _check_out(target, outputs)
+    drawing = generate.Run(exp, workdir, step, np.zeros(0, np.int64), target)
+    return Run(drawing, asked, given, known, outputs)
+
+
+def _most_tiles(run: Run) -> int:
+    """The most tiles that any of the images needs at one level, by the files' headers."""
+    tile, most = run.experiment.process.image_shape[:2], 1
+    images = 3 if run.experiment.process.image_shape[2] == 1 else 1
+    images *= run.asked.count if run.asked.estimate == "sample" else 1
+    for size in filter(None, map(photographs.size, run.outputs)):
+        height, width = (max(pair) for pair in zip(size, tile, strict=True))
+        most = max(most, images * len(tiles.tiling(height, width, tile, tiles.halves(tile)).corners))
+    return most
+
+
+def restorer_of(run: Run, weights: PyTree) -> restorer.Restorer:
+    """The restorer of a run; it works on no more tiles at a time than its images have."""
+    return restorer.Restorer(run.experiment, weights, min(run.experiment.config.sample.batch_size, _most_tiles(run)))
+
+
+# ── One image ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _restored(
+    run: Run, restore: restorer.Restorer, photograph: photographs.Photograph
+) -> tuple[Float32[np.ndarray, "n h w c"], dict[str, object]]:
+    """The results of one photograph, and what is to be said of it. ValueError for levels that the model cannot do."""
+    given, image = run.given, photograph.pixels
+    found = levels.estimate(image, given)
+    served = run.limits.serve(found, run.asked.add_noise)
+    notes, own = [*photograph.notes, *served.notes], run.experiment.process.image_shape[2]
+    if served.added:
+        image = restorer.noisier(image, found.beta, served.levels.beta)
+    if image.shape[2] != own:
+        notes.append("a grey image as three equal channels" if own == 3 else "colours one by one, by a grey model")
+    if run.asked.estimate == "sample":
+        made = restore.samples(image, *served.levels, run.asked.count)
+    else:
+        made = restore(image, *served.levels)[None]
+    height, width, channels = image.shape
+    return made, {
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "bits": photograph.bits,
+        "blur": found.alpha,
+        "noise": found.beta,
+        "estimated": [name for name, value in zip(("blur", "noise"), given, strict=True) if value is None],
+        "restored_as": {**served.levels._asdict(), "bnr": served.levels.alpha / served.levels.beta},
+        "notes": notes,
+    }
+
+
+def _line(name: str, entry: dict[str, object]) -> str:
+    guessed = f" ({' and '.join(entry['estimated'])} estimated)" if entry["estimated"] else ""
+    size, found = f"{entry['width']}×{entry['height']}", levels.Levels(entry["blur"], entry["noise"])
+    return "; ".join([f"{name}: {size}, {found}{guessed}, BNR {entry['restored_as']['bnr']:.3g}", *entry["notes"]])
+
+
+def _cell(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "s s 3"]:
+    """The middle of an image on a white square, its pixels repeated where it is small."""
+    top, left = (max(0, n - SHEET_SIDE) // 2 for n in image.shape[:2])
+    image = image[top : top + SHEET_SIDE, left : left + SHEET_SIDE]
+    image = image.repeat(scale := max(1, SHEET_SIDE // max(image.shape[:2])), 0).repeat(scale, 1)
+    cell, (height, width, channels) = np.full((SHEET_SIDE, SHEET_SIDE, 3), 255, np.uint8), image.shape
+    top, left = (SHEET_SIDE - height) // 2, (SHEET_SIDE - width) // 2
+    cell[top : top + height, left : left + width] = image.repeat(3, 2) if channels == 1 else image
+    return cell
+
+
+def _sheet(run: Run, note: dict) -> None:
+    """Writes before_after.png: the middle of the first images, each beside up to three of its results."""
+    cells, columns = [], 0
+    for path in [path for path in run.outputs if path.name in note["images"]][:SHEET_IMAGES]:
+        files = [path, *(run.drawing.out / name for name in run.outputs[path][:3])]
+        cells += [_cell(photographs.stored(photographs.decode(file.read_bytes()).pixels, 8)) for file in files]
+        columns = len(files)
+    if cells:
+        pictures.save_png(run.drawing.out / SHEET, pictures.grid(np.stack(cells), columns))
+
+
+# ── The program ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _made_with(run: Run, step: int, weights: PyTree) -> dict:
+    """What the results depend on besides the images."""
+    made = generate.made_with(run.drawing, step, weights)
+    needed = ("clip", "class_label", "steps") if run.asked.estimate == "sample" else ("clip", "class_label")
+    made["sample"] = {name: made["sample"][name] for name in needed}
+    asked = run.asked._asdict()
+    del asked["images"]
+    return {**made, **(asked if run.asked.estimate == "sample" else {**asked, "count": 1})}
+
+
+def _said_before(run: Run) -> list[str]:
+    config, said = run.experiment.config, []
+    if run.asked.estimate == "sample":
+        said.append(f"draws from the posterior by ancestral steps ({config.sample.steps}), the reversal of the process")
+        if config.sample.solver != "ancestral":
+            said[-1] += f"; sample.solver={config.sample.solver} would not draw from it"
+    if config.data.num_classes and config.sample.class_label is None and not config.data.label_dropout:
+        said.append(
+            "note: this network never saw an image without its class (data.label_dropout is 0) and is told none; "
+            "name one with --config.sample.class_label, or train with data.num_classes=0"
+        )
+    return said
+
+
+def _begin(run: Run, made_with: dict) -> dict:
+    """The note of what is done by the same settings; what others made here is removed."""
+    note = _read_note(run.drawing.out)
+    if note.get("made_with") != made_with:
+        _remove(run, note.get("images", {}).values())
+        note = {"made_with": made_with, "images": {}}
+    note["failures"] = {}
+    _write_note(run, note)
+    return note
+
+
+def _remove(run: Run, entries: Iterable[dict]) -> None:
+    for entry in entries:
+        for name in entry["outputs"]:
+            (run.drawing.out / pathlib.Path(name).name).unlink(missing_ok=True)
+
+
+def _write_note(run: Run, note: dict) -> None:
+    workdirs.write_atomically(run.drawing.out / NOTE, json.dumps(note, indent=2).encode() + b"\n")
+
+
+def _one(run: Run, restoring: restorer.Restorer, note: dict, path: pathlib.Path) -> bool:
+    """Restores one image and notes it, unless that is done already; whether it was to be done."""
+    content, names = photographs.load(path), run.outputs[path]
+    digest, before = hashlib.sha256(content).hexdigest(), note["images"].get(path.name, {"outputs": []})
+    same = before.get("sha256") == digest and before["outputs"] == list(names)
+    if same and all((run.drawing.out / name).exists() for name in names):
+        return False
+    for other in [name for name, entry in note["images"].items() if set(entry["outputs"]) & set(names)]:
+        _remove(run, [note["images"].pop(other)])
+    photograph = photographs.decode(content)
+    made, entry = _restored(run, restoring, photograph)
+    for name, pixels in zip(names, made, strict=True):
+        workdirs.write_atomically(run.drawing.out / name, photographs.encode(photograph, pixels))
+    note["images"][path.name] = {**entry, "sha256": digest, "outputs": list(names)}
+    log.say(_line(path.name, entry))
+    return True
+
+
+@preemption.noted()
+def restore(run: Run) -> int:
+    """Restores the images that the same settings have not restored yet, and writes them. Returns the exit status."""
+    step, weights = generate.load_ema(run.drawing)
+    note = _begin(run, _made_with(run, step, weights))
+    log.say("\n".join([f"checkpoint of step {step}; {len(run.outputs)} images", *_said_before(run)]))
+    restoring, started, fresh = restorer_of(run, weights), time.perf_counter(), 0
+    bar = log.progress(len(run.outputs), unit="image", doing="restoring")
+    stopped = False
+    for path in run.outputs:
+        if stopped := bool(preemption.requested()):
+            break
+        try:
+            fresh += _one(run, restoring, note, path)
+        except (ValueError, OSError, MemoryError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
+            note["failures"][path.name] = " ".join(str(error).split()) or type(error).__name__
+        _write_note(run, note)
+        bar.update(1)
+    seconds = time.perf_counter() - started
+    bar.close()
+    _sheet(run, note)
+    for name, reason in note["failures"].items():
+        log.warn(f"{name}: {reason}")
+    if stopped:
+        log.say(f"{preemption.requested()}: kept what was restored in {run.drawing.out}; the same command goes on")
+        return preemption.EXIT_AGAIN
+    whole = sum(path.name in note["images"] for path in run.outputs)
+    log.say(f"{fresh} images restored in {seconds:.1f} s; {whole} of {len(run.outputs)} are in {run.drawing.out}")
+    return 1 if note["failures"] else 0
