@@ -18,6 +18,7 @@ PROGRAMS = (
     "train",
     "generate",
     "restore",
+    "restorer",
     "evaluate",
     "compare",
     "preflight",
@@ -105,10 +106,11 @@ def test_the_denoiser_stands_on_diffusion_and_the_networks_on_nothing():
         ["checkpoint"],
         ["analysis"],
         ["ahead"],
+        ["restoration"],
     ],
 )
 def test_rooms_know_nothing_of_one_another(room):
-    rooms = within("models", "metrics", "weights", "data", "mesh", "checkpoint", "analysis", "ahead")
+    rooms = within("models", "metrics", "weights", "data", "mesh", "checkpoint", "analysis", "ahead", "restoration")
     rooms |= within("step", "experiment", "main", *PROGRAMS)
     for name in within(*room):
         assert not own(name) & (rooms - within(*room)), name

@@ -11,12 +11,10 @@ is done, `restoration/` has the parts: levels, limits, tiles and files.
 
 import dataclasses
 import hashlib
-import json
 import math
 import pathlib
 import time
 from collections import Counter
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -25,9 +23,8 @@ from jaxtyping import Float32, PyTree, UInt8
 from ml_collections import ConfigDict
 
 from warm_jax import experiment, generate, log, pictures, preemption, restorer, workdirs
-from warm_jax.restoration import levels, limits, photographs, tiles
+from warm_jax.restoration import ledger, levels, limits, photographs, tiles
 
-NOTE, SHEET = "restore.json", "before_after.png"
 SHEET_IMAGES, SHEET_SIDE = 6, 256  # of the sheet, and the most pixels of an image that it shows
 _ESTIMATES = ("mean", "sample")
 
@@ -81,7 +78,7 @@ def limits_of(exp: experiment.Experiment) -> limits.Limits:
 
 def _outputs(files: list[pathlib.Path], asked: Asked) -> dict[pathlib.Path, tuple[str, ...]]:
     """Names of results; of two images with one stem, the whole names. ValueError where that does not help."""
-    stems = Counter([path.stem for path in files] + [pathlib.Path(SHEET).stem])
+    stems = Counter([path.stem for path in files] + [pathlib.Path(ledger.SHEET).stem])
     names = {path: path.stem if stems[path.stem] == 1 else path.name.replace(".", "_") for path in files}
     numbers = [f"_{i}" for i in range(asked.count)] if asked.estimate == "sample" else [""]
     outputs = {path: tuple(f"{name}{number}.png" for number in numbers) for path, name in names.items()}
@@ -90,33 +87,6 @@ def _outputs(files: list[pathlib.Path], asked: Asked) -> dict[pathlib.Path, tupl
     if twice:
         raise ValueError(f"{twice[0]} would be the result of two images; rename one of them")
     return outputs
-
-
-def _check_out(out: pathlib.Path, outputs: dict[pathlib.Path, tuple[str, ...]]) -> None:
-    """Raises ValueError where results would lie among the images, or replace what was not made here."""
-    for path in outputs:
-        if out.resolve() == path.parent.resolve():
-            raise ValueError(f"--out={out} is the folder of the images; name another, so that none is overwritten")
-    workdirs.check_writable(out)
-    made = {name for entry in _read_note(out).get("images", {}).values() for name in entry["outputs"]}
-    made |= {SHEET} if (out / NOTE).exists() else set()
-    for name in [SHEET, *(name for of_one in outputs.values() for name in of_one)]:
-        if (out / name).exists() and name not in made:
-            raise ValueError(f"{out / name} is there and was not made by --mode=restore; name another --out")
-
-
-def _read_note(out: pathlib.Path) -> dict:
-    """What restore.json says; ValueError where it is damaged."""
-    path = out / NOTE
-    if not path.exists():
-        return {}
-    try:
-        note = json.loads(path.read_text())
-        if not all(isinstance(entry["outputs"], list) and entry["sha256"] for entry in note["images"].values()):
-            raise ValueError("no lists of outputs")
-        return note
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it and its images, or name another --out") from error
 
 
 def prepare(config: ConfigDict, workdir: pathlib.Path, asked: Asked, out: str, step: int) -> Run:
@@ -145,7 +115,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, asked: Asked, out: str, s
         known.serve(levels.Levels(given.alpha, given.beta), asked.add_noise)
     target = pathlib.Path(out) if out else workdir / "restored"
     outputs = _outputs(files, asked)
-    _check_out(target, outputs)
+    ledger.check_out(target, outputs)
     drawing = generate.Run(exp, workdir, step, np.zeros(0, np.int64), target)
     return Run(drawing, asked, given, known, outputs)
 
@@ -224,7 +194,7 @@ def _sheet(run: Run, note: dict) -> None:
         cells += [_cell(photographs.stored(photographs.decode(file.read_bytes()).pixels, 8)) for file in files]
         columns = len(files)
     if cells:
-        pictures.save_png(run.drawing.out / SHEET, pictures.grid(np.stack(cells), columns))
+        pictures.save_png(run.drawing.out / ledger.SHEET, pictures.grid(np.stack(cells), columns))
 
 
 # ── The program ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -254,40 +224,17 @@ def _said_before(run: Run) -> list[str]:
     return said
 
 
-def _begin(run: Run, made_with: dict) -> dict:
-    """The note of what is done by the same settings; what others made here is removed."""
-    note = _read_note(run.drawing.out)
-    if note.get("made_with") != made_with:
-        _remove(run, note.get("images", {}).values())
-        note = {"made_with": made_with, "images": {}}
-    note["failures"] = {}
-    _write_note(run, note)
-    return note
-
-
-def _remove(run: Run, entries: Iterable[dict]) -> None:
-    for entry in entries:
-        for name in entry["outputs"]:
-            (run.drawing.out / pathlib.Path(name).name).unlink(missing_ok=True)
-
-
-def _write_note(run: Run, note: dict) -> None:
-    workdirs.write_atomically(run.drawing.out / NOTE, json.dumps(note, indent=2).encode() + b"\n")
-
-
 def _one(run: Run, restoring: restorer.Restorer, note: dict, path: pathlib.Path) -> bool:
     """Restores one image and notes it, unless that is done already; whether it was to be done."""
-    content, names = photographs.load(path), run.outputs[path]
-    digest, before = hashlib.sha256(content).hexdigest(), note["images"].get(path.name, {"outputs": []})
-    same = before.get("sha256") == digest and before["outputs"] == list(names)
-    if same and all((run.drawing.out / name).exists() for name in names):
+    content, names, out = photographs.load(path), run.outputs[path], run.drawing.out
+    digest = hashlib.sha256(content).hexdigest()
+    if ledger.has(out, note, path.name, digest, names):
         return False
-    for other in [name for name, entry in note["images"].items() if set(entry["outputs"]) & set(names)]:
-        _remove(run, [note["images"].pop(other)])
+    ledger.drop(out, note, set(names))
     photograph = photographs.decode(content)
     made, entry = _restored(run, restoring, photograph)
     for name, pixels in zip(names, made, strict=True):
-        workdirs.write_atomically(run.drawing.out / name, photographs.encode(photograph, pixels))
+        workdirs.write_atomically(out / name, photographs.encode(photograph, pixels))
     note["images"][path.name] = {**entry, "sha256": digest, "outputs": list(names)}
     log.say(_line(path.name, entry))
     return True
@@ -297,7 +244,7 @@ def _one(run: Run, restoring: restorer.Restorer, note: dict, path: pathlib.Path)
 def restore(run: Run) -> int:
     """Restores the images that the same settings have not restored yet, and writes them. Returns the exit status."""
     step, weights = generate.load_ema(run.drawing)
-    note = _begin(run, _made_with(run, step, weights))
+    note = ledger.begin(run.drawing.out, _made_with(run, step, weights))
     log.say("\n".join([f"checkpoint of step {step}; {len(run.outputs)} images", *_said_before(run)]))
     restoring, started, fresh = restorer_of(run, weights), time.perf_counter(), 0
     bar = log.progress(len(run.outputs), unit="image", doing="restoring")
@@ -309,7 +256,7 @@ def restore(run: Run) -> int:
             fresh += _one(run, restoring, note, path)
         except (ValueError, OSError, MemoryError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
             note["failures"][path.name] = " ".join(str(error).split()) or type(error).__name__
-        _write_note(run, note)
+        ledger.write(run.drawing.out, note)
         bar.update(1)
     seconds = time.perf_counter() - started
     bar.close()

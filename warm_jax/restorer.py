@@ -182,10 +182,10 @@ class Restorer:
 
     def levels(self, beta: float) -> np.ndarray:
         """The levels that samples go through: `sample.steps` of the process's grid squeezed to begin at β; then 0."""
-        of = self._exp.config.process
-        return process.hot((1, 1, 1), beta_min=of.beta_min, beta_max=beta, rho=of.rho).levels(
-            self._exp.config.sample.steps
-        )
+        of, steps = self._exp.config.process, self._exp.config.sample.steps
+        if beta <= of.beta_min:
+            return np.array([beta, 0.0])
+        return process.hot((1, 1, 1), beta_min=of.beta_min, beta_max=beta, rho=of.rho).levels(steps)
 
 
 def _seed(image: np.ndarray) -> int:
