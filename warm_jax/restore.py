@@ -11,7 +11,6 @@ is done, `restoration/` has the parts: levels, limits, tiles and files.
 
 import dataclasses
 import hashlib
-import math
 import pathlib
 import time
 from collections import Counter
@@ -62,14 +61,14 @@ def limits_of(exp: experiment.Experiment) -> limits.Limits:
     Noise from `beta_min` to `beta_max`, and no further than three standard deviations `P_std` from `P_mean` in ln β.
     """
     of = exp.config.process
-    ends = [math.exp(of.P_mean + sign * 3 * of.P_std) for sign in (-1, 1)]
+    least, most = limits.trained_noise(of.beta_min, of.beta_max, of.P_mean, of.P_std)
     by_training = "three P_std from P_mean in training"
     ratios = None if exp.process.follow is None else (of.bnr_min, of.bnr_max)
     return limits.Limits(
-        least=max(of.beta_min, ends[0]),
-        most=min(of.beta_max, ends[1]),
-        why_least="process.beta_min" if of.beta_min >= ends[0] else by_training,
-        why_most="process.beta_max" if of.beta_max <= ends[1] else by_training,
+        least=least,
+        most=most,
+        why_least="process.beta_min" if of.beta_min == least else by_training,
+        why_most="process.beta_max" if of.beta_max == most else by_training,
         ratios=ratios,
         zero=ratios is not None and of.bnr_zero > 0,
         line=exp.process.blur,
@@ -216,6 +215,10 @@ def _said_before(run: Run) -> list[str]:
         said.append(f"draws from the posterior by ancestral steps ({config.sample.steps}), the reversal of the process")
         if config.sample.solver != "ancestral":
             said[-1] += f"; sample.solver={config.sample.solver} would not draw from it"
+        if config.sample.steps < 100:
+            said.append(
+                "note: by few steps draws vary too little; for their right spread give --config.sample.steps=100"
+            )
     if config.data.num_classes and config.sample.class_label is None and not config.data.label_dropout:
         said.append(
             "note: this network never saw an image without its class (data.label_dropout is 0) and is told none; "

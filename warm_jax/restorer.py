@@ -11,7 +11,8 @@ the posterior are made by running the process back from there, step by step, wit
 Why `ancestral`: (x0, x_t) have the law of the corruption only if time is reversed on the forward process itself, a
 Markov chain that adds blur and noise; each ancestral step draws from p(x_j | x_i, x0 = x̂0), its reversal. The
 ordinary differential equation has the right marginals, but takes one state to one image; churn beyond the forward
-process's own noise forgets the photograph.
+process's own noise forgets the photograph. The steps are of first order: of Gaussian images with a spectrum as 1/f², at
+α = 1 and β = 0.3, the draws have the exact mean, and VARIANCE of the posterior's variance at 18 / 36 / 100 / 400 steps.
 """
 
 import dataclasses
@@ -156,10 +157,11 @@ class Restorer:
     def _samples(self, weights: PyTree, x: Array, keys: Array, ratio: Array, levels: Array) -> Array:
         """Runs the process back from states `[b, h, w, c]`, one key each."""
         small, predict = self._predictor(weights, ratio)
-        split = mesh.split(self._exp.mesh)
+        same, split = mesh.replicated(self._exp.mesh), mesh.split(self._exp.mesh)
 
         def shared(x: Array, t: Array) -> process.Prediction:
-            return predict(*jax.lax.with_sharding_constraint((x, t), split))
+            x, t = jax.lax.with_sharding_constraint((x, t), split)
+            return jax.lax.with_sharding_constraint(predict(x, t), same)  # every device blends all tiles
 
         whole = tiles.tiled(shared, self.tile, self.overlap, self.batch_size)
         return sampler.sample(whole, _of_size(small, x.shape[1:]), x, levels, solver="ancestral", keys=keys)[0]
@@ -181,11 +183,12 @@ class Restorer:
         return _finite(whole.reshape(len(keys), len(images), *whole.shape[1:]))
 
     def levels(self, beta: float) -> np.ndarray:
-        """The levels that samples go through: `sample.steps` of the process's grid squeezed to begin at β; then 0."""
+        """The levels that draws go through: `sample.steps` of the process's grid from β to the least trained, and 0."""
         of, steps = self._exp.config.process, self._exp.config.sample.steps
-        if beta <= of.beta_min:
+        least = limits.trained_noise(of.beta_min, of.beta_max, of.P_mean, of.P_std)[0]
+        if beta <= least:
             return np.array([beta, 0.0])
-        return process.hot((1, 1, 1), beta_min=of.beta_min, beta_max=beta, rho=of.rho).levels(steps)
+        return process.hot((1, 1, 1), beta_min=least, beta_max=beta, rho=of.rho).levels(steps)
 
 
 def _seed(image: np.ndarray) -> int:

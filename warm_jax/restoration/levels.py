@@ -58,13 +58,14 @@ class Given(NamedTuple):
 AUTO = Given(None, None)
 
 
-def _number(flag: str, text: str, what: str) -> float:
+def _number(flag: str, text: str, part: str, what: str, most: float = 1000.0) -> float:
+    """`part` of a flag's `text` as a number from 0 to `most`."""
     try:
-        value = float(text)
+        value = float(part)
     except ValueError as error:
-        raise ValueError(f"--{flag}={text}: {text!r} is no number; give {what}, or auto") from error
-    if not 0 <= value < 1000:  # also refuses nan
-        raise ValueError(f"--{flag}={text}: it must be from 0 to 1000; give {what}, or auto")
+        raise ValueError(f"--{flag}={text}: {part!r} is no number; give {what}, or auto") from error
+    if not 0 <= value <= most:  # also refuses nan
+        raise ValueError(f"--{flag}={text}: it must be from 0 to {most:g}; give {what}, or auto")
     return value
 
 
@@ -73,18 +74,17 @@ def parse(blur: str, noise: str) -> Given:
 
     ValueError names what is wrong.
     """
-    alpha = None if blur == "auto" else _number("blur", blur, "the blur's standard deviation in pixels, as 1.5")
+    alpha = None if blur == "auto" else _number("blur", blur, blur, "its standard deviation in pixels, as 1.5")
     if noise == "auto":
         return Given(alpha, None)
-    what = "the noise's standard deviation for pixels in [-1, 1], as 0.2, or in grey levels, as 25/255"
+    what = "its standard deviation for pixels in [-1, 1], as 0.2, or in grey levels, as 25/255"
     sigma, slash, full = noise.partition("/")
-    beta = _number("noise", sigma, what)
-    if slash:
-        top = _number("noise", full, what) if full != "65535" else 65535.0
-        if top == 0:
-            raise ValueError(f"--noise={noise}: a range of 0; give {what}, or auto")
-        beta = 2 * beta / top
-    return Given(alpha, beta)
+    if not slash:
+        return Given(alpha, _number("noise", noise, sigma, what))
+    top = _number("noise", noise, full, what, 65535.0)
+    if top == 0:
+        raise ValueError(f"--noise={noise}: a range of 0; give {what}, or auto")
+    return Given(alpha, 2 * _number("noise", noise, sigma, what, 65535.0) / top)
 
 
 def wavelet_noise(image: Float[np.ndarray, "h w c"]) -> float:

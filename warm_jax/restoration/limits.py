@@ -1,6 +1,7 @@
 """Which levels a model can restore: those that it was trained on, or nearly so; why not, and what helps, elsewhere."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -28,6 +29,11 @@ def check_system(system: str) -> None:
             f"a {system} model cannot restore photographs: {reason}; use an :amortised model, for any blur and noise, "
             "or :hot, for noise alone"
         )
+
+
+def trained_noise(beta_min: float, beta_max: float, P_mean: float, P_std: float) -> tuple[float, float]:
+    """The least and the most noise that training saw: from `beta_min` to `beta_max`, ln β within 3 P_std of P_mean."""
+    return max(beta_min, math.exp(P_mean - 3 * P_std)), min(beta_max, math.exp(P_mean + 3 * P_std))
 
 
 class Served(NamedTuple):

@@ -123,7 +123,7 @@ def tiled(
             said = predict(jax.vmap(cut)(number, corner), t[number])
             weighted = jax.tree.map(lambda y: y * rows[:, :, None, None] * columns[:, None, :, None], said)
 
-            def add(k: int, sums: Prediction) -> Prediction:
+            def add(k: Array, sums: Prediction) -> Prediction:
                 at = (number[k], corner[k, 0], corner[k, 1], 0)
 
                 def added(total: Array, values: Array) -> Array:
