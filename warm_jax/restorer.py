@@ -11,8 +11,15 @@ the posterior are made by running the process back from there, step by step, wit
 Why `ancestral`: (x0, x_t) have the law of the corruption only if time is reversed on the forward process itself, a
 Markov chain that adds blur and noise; each ancestral step draws from p(x_j | x_i, x0 = x̂0), its reversal. The
 ordinary differential equation has the right marginals, but takes one state to one image; churn beyond the forward
-process's own noise forgets the photograph. The steps are of first order: of Gaussian images with a spectrum as 1/f², at
-α = 1 and β = 0.3, the draws have the exact mean, and VARIANCE of the posterior's variance at 18 / 36 / 100 / 400 steps.
+process's own noise forgets the photograph.
+
+The steps are of first order, and too few of them make draws too much alike: of Gaussian images (power about 1/f²,
+28×28, computed in closed form) the mean is the posterior's exactly, and of its variance there is, at 18 / 36 / 100 /
+400 steps,
+
+    α = 1, β = 0.3   0.76  0.87  0.95  0.98
+    α = 0, β = 0.2   0.80  0.89  0.95  0.98
+    α = 2, β = 0.1   0.68  0.82  0.92  0.97
 """
 
 import dataclasses
