@@ -97,15 +97,27 @@ def test_one_compilation_for_all_sizes_and_levels():
 
 
 def test_channels_that_the_model_has_not():
-    """Grey on RGB: three equal channels, averaged; RGB on grey: one by one."""
+    """RGB on grey: one by one. Grey on RGB: a state of √3 β, of which the mean of the channels has the noise β.
+
+    Of Gaussian images whose channels are independent, and so have means of power P / 3: the same filter as for
+    P, √3 β.
+    """
     grey, colour = noisy((30, 41, 1)), noisy((30, 41, 3), 1)
-    for channels, other in ((1, colour), (3, grey)):
+    for channels, other, noise in ((1, colour, 0.16), (3, grey, 3 * 0.16)):
         restoring = gaussian(FLAT, channels=channels, devices=2, sample__steps=1)
-        for x in (grey, colour):
-            np.testing.assert_allclose(restoring(x, 0.0, 0.4), x * 0.3 / 0.46, atol=2e-6)
+        expected = other * 0.3 / (0.3 + noise)
+        np.testing.assert_allclose(restoring(other, 0.0, 0.4), expected, atol=2e-6)
         # One step from β to 0 draws nothing: it is the mean.
-        one_step = restoring.samples(other, 0.0, 0.4, 2)
-        np.testing.assert_allclose(one_step, np.stack([other * 0.3 / 0.46] * 2), atol=2e-6)
+        np.testing.assert_allclose(restoring.samples(other, 0.0, 0.4, 2), np.stack([expected] * 2), atol=2e-6)
+
+
+def test_a_grey_image_becomes_a_state_of_a_model_of_colour():
+    """White noise of √3 β in each channel, uncorrelated, and its mean the image as it was."""
+    restoring, image, seen = gaussian(FLAT, channels=3), noisy((120, 100, 1)) * np.float32(0.4 / 0.5), []
+    restoring._in_channels(image, 0.4 * restoring.noise_factor(1), lambda x: seen.append(x) or x)
+    covariance = np.cov(seen[0].reshape(-1, 3).T.astype(np.float64))
+    np.testing.assert_allclose(covariance, 3 * 0.16 * np.eye(3), atol=5 * 0.48 / np.sqrt(12_000))
+    np.testing.assert_allclose(seen[0][0].mean(-1, keepdims=True), image, atol=1e-6)
 
 
 def test_draws_have_the_mean_and_the_variance_of_the_posterior():

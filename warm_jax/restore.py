@@ -88,6 +88,20 @@ def _outputs(files: list[pathlib.Path], asked: Asked) -> dict[pathlib.Path, tupl
     return outputs
 
 
+def _check_given(known: limits.Limits, given: levels.Given, channels: int, add_noise: bool) -> None:
+    """Raises ValueError where levels that were given can be those of no image, of colour or grey."""
+    if given.alpha is None or given.beta is None:
+        return
+    refused = []
+    for factor in sorted({1.0, channels**0.5}):  # `Restorer.noise_factor`
+        try:
+            known.serve(levels.Levels(given.alpha, given.beta * factor), add_noise)
+            return
+        except ValueError as error:
+            refused.append(error)
+    raise refused[0]
+
+
 def prepare(config: ConfigDict, workdir: pathlib.Path, asked: Asked, out: str, step: int) -> Run:
     """Checks everything that can be checked, compiles nothing. ValueError or OSError for bad input.
 
@@ -110,8 +124,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, asked: Asked, out: str, s
     generate.check_request(config)
     exp = generate.build(config, generate.measured(config, workdir))
     known = limits_of(exp)
-    if given.alpha is not None and given.beta is not None:
-        known.serve(levels.Levels(given.alpha, given.beta), asked.add_noise)
+    _check_given(known, given, exp.process.image_shape[2], asked.add_noise)
     target = pathlib.Path(out) if out else workdir / "restored"
     outputs = _outputs(files, asked)
     ledger.check_out(target, outputs)
@@ -143,17 +156,18 @@ def _restored(
 ) -> tuple[Float32[np.ndarray, "n h w c"], dict[str, object]]:
     """The results of one photograph, and what is to be said of it. ValueError for levels that the model cannot do."""
     given, image = run.given, photograph.pixels
-    found = levels.estimate(image, given)
-    served = run.limits.serve(found, run.asked.add_noise)
+    found, factor = levels.estimate(image, given), restore.noise_factor(image.shape[2])
+    served = run.limits.serve(found._replace(beta=factor * found.beta), run.asked.add_noise)
     notes, own = [*photograph.notes, *served.notes], run.experiment.process.image_shape[2]
+    alpha, beta = served.levels.alpha, served.levels.beta / factor
     if served.added:
-        image = restorer.noisier(image, found.beta, served.levels.beta)
+        image = restorer.noisier(image, found.beta, beta)
     if image.shape[2] != own:
-        notes.append("a grey image as three equal channels" if own == 3 else "colours one by one, by a grey model")
+        notes.append("grey, by a model of colour: at √3 times the noise" if own == 3 else "colours one by one")
     if run.asked.estimate == "sample":
-        made = restore.samples(image, *served.levels, run.asked.count)
+        made = restore.samples(image, alpha, beta, run.asked.count)
     else:
-        made = restore(image, *served.levels)[None]
+        made = restore(image, alpha, beta)[None]
     height, width, channels = image.shape
     return made, {
         "height": height,

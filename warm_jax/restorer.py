@@ -88,7 +88,8 @@ class Restorer:
         Returns:
           The restored image, not clipped. FloatingPointError where it is not finite.
         """
-        return self._in_channels(image, lambda x: self._mean(x, alpha, beta))
+        beta = beta * self.noise_factor(image.shape[2])
+        return self._in_channels(image, beta, lambda x: self._mean(x, alpha, beta))
 
     def samples(
         self, image: Float32[np.ndarray, "h w c"], alpha: float, beta: float, count: int
@@ -104,19 +105,32 @@ class Restorer:
                 "cut out a part, or take --estimate=mean, which goes tile by tile"
             )
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(_seed(image)), i))(jnp.arange(count))
-        return self._in_channels(image, lambda x: self._posterior(x, alpha, beta, keys))
+        beta = beta * self.noise_factor(image.shape[2])
+        return self._in_channels(image, beta, lambda x: self._posterior(x, alpha, beta, keys))
 
-    def _in_channels(self, image: np.ndarray, restored: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """`restored`: images `[b, h, w, c]` of the model's channels -> `[*n, b, h, w, c]`.
+    def noise_factor(self, channels: int) -> float:
+        """How much more noise the model is told of an image of so many channels: √3 of a grey one by a model of RGB.
 
-        A grey image on an RGB model is three equal channels, then their mean; a colour image on a grey model is three
+        Three equal channels with one noise are no state of the process, whose channels have noise of their own. But
+        with more noise, of colour alone, which tells nothing and hides nothing of grey, they are: at level √3 β. (Told
+        β, a small model of CIFAR-10 left much of it: 1.4 to 1.9 dB less, on three photographs at σ of 10 and 25.)
+        """
+        own = self._exp.process.image_shape[2]
+        return own**0.5 if channels == 1 else 1.0
+
+    def _in_channels(self, image: np.ndarray, beta: float, restored: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """`restored`: images `[b, h, w, c]` of the model's channels, of noise `beta` -> `[*n, b, h, w, c]`.
+
+        A grey image on an RGB model gets colours of noise, and then their mean; a colour image on a grey model is three
         images.
         """
         own, given = self._exp.process.image_shape[2], image.shape[2]
         if own == given:
             return restored(image[None])[..., 0, :, :, :]
         if given == 1:
-            return restored(np.repeat(image, own, 2)[None])[..., 0, :, :, :].mean(-1, keepdims=True)
+            noise = np.random.default_rng([_seed(image), 2]).standard_normal((*image.shape[:2], own), np.float32)
+            colours = image + np.float32(beta) * (noise - noise.mean(-1, keepdims=True))
+            return restored(colours[None])[..., 0, :, :, :].mean(-1, keepdims=True)
         return np.moveaxis(restored(np.moveaxis(image, 2, 0)[..., None])[..., 0], -3, -1)
 
     # ── One evaluation ───────────────────────────────────────────────────────────────────────────────────────────────
