@@ -1,6 +1,7 @@
 """Restoring by exact predictors, against filters and posteriors in closed form; and the program, on files made here."""
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -228,6 +229,8 @@ def run(monkeypatch, workdir, capsys):
     monkeypatch.setattr(
         generate, "build", lambda *given: tiny.on_devices(build(*given), 1)
     )  # compiles in half the time
+    quick = {"xla_backend_optimization_level": 0}
+    monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=quick))
 
     def call(*arguments, system="amortised"):
         config = [f"--config=configs/smoke.py:{system}", f"--workdir={workdir}", "--mode=restore"]
