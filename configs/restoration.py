@@ -49,6 +49,6 @@ def get_config(system: str = "amortised") -> ConfigDict:
     train.sample_every = 0
     train.checkpoint_every = 1000
     train.keep_every = 0
-    config.sample.solver = "ancestral"
+    config.sample.solver, config.sample.steps = "ancestral", 100  # of draws from the posterior; their mean needs none
     config.sample.batch_size = 64
     return config

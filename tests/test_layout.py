@@ -18,6 +18,7 @@ PROGRAMS = (
     "train",
     "generate",
     "restore",
+    "restorer",
     "evaluate",
     "shards",
     "named_scores",
@@ -111,12 +112,23 @@ def test_the_denoiser_stands_on_diffusion_and_the_networks_on_nothing():
         ["analysis"],
         ["ahead"],
         ["averaging"],
+        ["restoration"],
         ["health.facts", "health.judge"],
     ],
 )
 def test_rooms_know_nothing_of_one_another(room):
     rooms = within(
-        "models", "metrics", "weights", "data", "mesh", "checkpoint", "analysis", "ahead", "averaging", "health"
+        "models",
+        "metrics",
+        "weights",
+        "data",
+        "mesh",
+        "checkpoint",
+        "analysis",
+        "ahead",
+        "averaging",
+        "health",
+        "restoration",
     )
     rooms |= within("step", "sampling", "experiment", "main", *PROGRAMS)
     for name in within(*room):

@@ -18,6 +18,7 @@ from warm_jax.data import buckets
 MODES = {
     "train": "train, resuming by itself from the workdir's last checkpoint, and draw a grid of samples",
     "sample": "draw --seeds with the EMA weights of a checkpoint",
+    "restore": "restore photographs, --images, of known --blur and --noise or of estimated ones",
     "evaluate": "score a checkpoint, or --images, against a reference",
     "stats": "write the statistics file --out of --images, to evaluate against",
     "preflight": "compile the config's programs for --topology, which need not be here: memory, FLOPs, bounds on speed",
@@ -30,7 +31,8 @@ MODES = {
     "doctor": "what this machine has, what is wrong with it, and a self-test of seconds; with a config also its images",
     "export": "write a checkpoint's EMA weights as safetensors, JSON, StableHLO and a model card to --out",
 }
-SAVING = ("train", "sample", "evaluate", "compare", "analyze")  # these save what they have, and leave, at a signal
+# These save what they have, and leave, at a signal.
+SAVING = ("train", "sample", "restore", "evaluate", "compare", "analyze")
 TOGETHER = ("train", "sample", "evaluate")  # these run on many processes
 WITHOUT_CONFIG = ("prepare", "inspect", "convert", "doctor")
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -53,18 +55,30 @@ _TRAJECTORY = flags.DEFINE_bool(
 _OUT = flags.DEFINE_string(
     "out",
     "",
-    "Where results go. sample: a folder, FILE.npz or FILE.png (default: WORKDIR/samples); others: a folder.",
+    "Where results go. sample: a folder, FILE.npz or FILE.png (default: WORKDIR/samples); restore: a folder "
+    "(default: WORKDIR/restored); others: a folder.",
 )
 _CHECKPOINT = flags.DEFINE_integer(
-    "checkpoint", -1, "Step of the checkpoint to sample, score, analyze or export; -1: the latest."
+    "checkpoint", -1, "Step of the checkpoint to sample, restore with, score, analyze or export; -1: the latest."
 )
 _EMA = flags.DEFINE_list(
     "ema",
     [],
-    "sample, evaluate, analyze, export: instead of the plain EMA one of this relative length σ_rel, as 0.08, of a run "
+    "sample, restore, evaluate, analyze, export: instead of the plain EMA one of this relative length σ_rel, as 0.08, of a run "
     "with train.posthoc_ema; evaluate scores several, as 0.02,0.05,0.1.",
 )
 _IMAGES = flags.DEFINE_string("images", "", "A source of images, as data.source: bundled, zip:FILE, folder:PATH, …")
+_BLUR = flags.DEFINE_string("blur", "auto", "restore: the blur's standard deviation in pixels; auto: estimated.")
+_NOISE = flags.DEFINE_string(
+    "noise", "auto", "restore: the noise's standard deviation, of pixels in [-1, 1], or as 25/255; auto: estimated."
+)
+_ESTIMATE = flags.DEFINE_enum(
+    "estimate", "mean", ["mean", "sample"], "restore: the posterior mean, or --count draws from the posterior."
+)
+_COUNT = flags.DEFINE_integer("count", 4, "restore: how many draws of each image, with --estimate=sample.")
+_ADD_NOISE = flags.DEFINE_bool(
+    "add_noise", False, "restore: add noise, where the model knows such a blur only with more of it."
+)
 _PROTOCOL = flags.DEFINE_enum(
     "protocol", "once", ["once", "paper"], "evaluate: one round of eval.count images, or three disjoint ones of 50,000."
 )
@@ -257,6 +271,14 @@ def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Call
         seeds = _TRAJECTORY_SEEDS if follow and not flags.FLAGS["seeds"].present else _SEEDS.value
         drawing = generate.prepare(config, workdir, seeds, _path(_OUT), _CHECKPOINT.value, follow, _ema())
         return lambda: generate.sample(drawing, follow)
+    if mode == "restore":
+        from warm_jax import restore
+
+        asked = restore.Asked(
+            _IMAGES.value, _BLUR.value, _NOISE.value, _ESTIMATE.value, _COUNT.value, _ADD_NOISE.value, _ema()
+        )
+        restoring = restore.prepare(config, workdir, asked, _path(_OUT), _CHECKPOINT.value)
+        return lambda: restore.restore(restoring)
     if mode == "compare":
         from warm_jax import compare
 

@@ -1,0 +1,290 @@
+"""Restoring photographs of known, or estimated, blur and noise with the EMA weights of a checkpoint.
+
+    python -m warm_jax.main --config=configs/cifar10.py:amortised --mode=restore --images=FOLDER --out=FOLDER
+    …  --blur=1.5 --noise=25/255                 pixels, and σ in grey levels; by default both are estimated
+    …  --estimate=sample --count=4               draws from the posterior in place of its mean
+
+Written are NAME.png, or NAME_0.png … for draws, restore.json with the levels and what failed, and before_after.png.
+An image that is broken, or of levels that the model does not know, does not stop the others. `restorer.py` says how it
+is done, `restoration/` has the parts: levels, limits, tiles and files.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+import time
+from collections import Counter
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float32, PyTree, UInt8
+from ml_collections import ConfigDict
+
+from warm_jax import experiment, generate, log, pictures, preemption, restorer, workdirs
+from warm_jax.restoration import ledger, levels, limits, photographs, tiles
+
+SHEET_IMAGES, SHEET_SIDE = 6, 256  # of the sheet, and the most pixels of an image that it shows
+_ESTIMATES = ("mean", "sample")
+
+
+class Asked(NamedTuple):
+    """What the command line asks for, as text where it is parsed here."""
+
+    images: str  # a folder, or one file
+    blur: str = "auto"
+    noise: str = "auto"
+    estimate: str = "mean"
+    count: int = 4  # draws of each image, for "sample"
+    add_noise: bool = False
+    ema: float | None = None  # the σ_rel of an EMA that `posthoc.py` makes; None: the plain one
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What `prepare` checked and `restore` needs."""
+
+    drawing: generate.Run  # the experiment, its checkpoint, and where results go
+    asked: Asked
+    given: levels.Given
+    limits: limits.Limits
+    outputs: dict[pathlib.Path, tuple[str, ...]]  # of each image, the names of its results
+
+    @property
+    def experiment(self) -> experiment.Experiment:
+        """The experiment."""
+        return self.drawing.experiment
+
+
+def limits_of(exp: experiment.Experiment) -> limits.Limits:
+    """The levels that an experiment of EDM's family is trained on.
+
+    Noise from `beta_min` to `beta_max`, and no further than three standard deviations `P_std` from `P_mean` in ln β.
+    """
+    of = exp.config.process
+    least, most = limits.trained_noise(of.beta_min, of.beta_max, of.P_mean, of.P_std)
+    by_training = "three P_std from P_mean in training"
+    ratios = None if exp.process.follow is None else (of.bnr_min, of.bnr_max)
+    return limits.Limits(
+        least=least,
+        most=most,
+        why_least="process.beta_min" if of.beta_min == least else by_training,
+        why_most="process.beta_max" if of.beta_max == most else by_training,
+        ratios=ratios,
+        zero=ratios is not None and of.bnr_zero > 0,
+        line=exp.process.blur,
+    )
+
+
+def _outputs(files: list[pathlib.Path], asked: Asked) -> dict[pathlib.Path, tuple[str, ...]]:
+    """Names of results; of two images with one stem, the whole names. ValueError where that does not help."""
+    stems = Counter([path.stem for path in files] + [pathlib.Path(ledger.SHEET).stem])
+    names = {path: path.stem if stems[path.stem] == 1 else path.name.replace(".", "_") for path in files}
+    numbers = [f"_{i}" for i in range(asked.count)] if asked.estimate == "sample" else [""]
+    outputs = {path: tuple(f"{name}{number}.png" for number in numbers) for path, name in names.items()}
+    every = Counter(name for of_one in outputs.values() for name in of_one)
+    twice = [name for name, count in every.items() if count > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} would be the result of two images; rename one of them")
+    return outputs
+
+
+def _check_given(known: limits.Limits, given: levels.Given, channels: int, add_noise: bool) -> None:
+    """Raises ValueError where levels that were given can be those of no image, of colour or grey."""
+    if given.alpha is None or given.beta is None:
+        return
+    refused = []
+    for factor in sorted({1.0, channels**0.5}):  # `Restorer.noise_factor`
+        try:
+            known.serve(levels.Levels(given.alpha, given.beta * factor), add_noise)
+            return
+        except ValueError as error:
+            refused.append(error)
+    raise refused[0]
+
+
+def prepare(config: ConfigDict, workdir: pathlib.Path, asked: Asked, out: str, step: int) -> Run:
+    """Checks everything that can be checked, compiles nothing. ValueError or OSError for bad input.
+
+    `step` is a checkpoint's, -1 the latest's; `out` a folder, empty: `restored/` of the workdir.
+    """
+    experiment.build(config)
+    limits.check_system(config.process.system)
+    given = levels.parse(asked.blur, asked.noise)
+    if asked.estimate not in _ESTIMATES:
+        raise ValueError(f"--estimate={asked.estimate}; choose one of {', '.join(_ESTIMATES)}")
+    if not 1 <= asked.count <= 10_000:
+        raise ValueError(f"--count={asked.count}; it must be from 1 to 10,000")
+    if config.sample.guidance != 1:
+        raise ValueError(f"sample.guidance is {config.sample.guidance}; a restoration is not guided: leave it at 1")
+    if not asked.images:
+        raise ValueError("--mode=restore needs --images=FOLDER, or one file")
+    files = photographs.list_images(workdirs.local(asked.images.removeprefix("folder:")))
+    generate.require_checkpoint(workdir, step)
+    workdirs.check_same(config, workdir, workdirs.MODEL_KEYS)
+    generate.check_ema(workdir, step, asked.ema)
+    generate.check_request(config)
+    exp = generate.build(config, generate.measured(config, workdir))
+    known = limits_of(exp)
+    _check_given(known, given, exp.process.image_shape[2], asked.add_noise)
+    target = pathlib.Path(out) if out else workdir / "restored"
+    outputs = _outputs(files, asked)
+    ledger.check_out(target, outputs)
+    drawing = generate.Run(exp, workdir, step, np.zeros(0, np.int64), target, ema=asked.ema)
+    return Run(drawing, asked, given, known, outputs)
+
+
+def _most_tiles(run: Run) -> int:
+    """The most tiles that any of the images needs at one level, by the files' headers."""
+    tile, most = run.experiment.process.image_shape[:2], 1
+    images = 3 if run.experiment.process.image_shape[2] == 1 else 1
+    images *= run.asked.count if run.asked.estimate == "sample" else 1
+    for size in filter(None, map(photographs.size, run.outputs)):
+        height, width = (max(pair) for pair in zip(size, tile, strict=True))
+        most = max(most, images * len(tiles.tiling(height, width, tile, tiles.halves(tile)).corners))
+    return most
+
+
+def restorer_of(run: Run, weights: PyTree) -> restorer.Restorer:
+    """The restorer of a run; it works on no more tiles at a time than its images have."""
+    return restorer.Restorer(run.experiment, weights, min(run.experiment.config.sample.batch_size, _most_tiles(run)))
+
+
+# ── One image ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _restored(
+    run: Run, restore: restorer.Restorer, photograph: photographs.Photograph
+) -> tuple[Float32[np.ndarray, "n h w c"], dict[str, object]]:
+    """The results of one photograph, and what is to be said of it. ValueError for levels that the model cannot do."""
+    given, image = run.given, photograph.pixels
+    found, factor = levels.estimate(image, given), restore.noise_factor(image.shape[2])
+    served = run.limits.serve(found._replace(beta=factor * found.beta), run.asked.add_noise)
+    notes, own = [*photograph.notes, *served.notes], run.experiment.process.image_shape[2]
+    alpha, beta = served.levels.alpha, served.levels.beta / factor
+    if served.added:
+        image = restorer.noisier(image, found.beta, beta)
+    if image.shape[2] != own:
+        notes.append("grey, by a model of colour: at √3 times the noise" if own == 3 else "colours one by one")
+    if run.asked.estimate == "sample":
+        made = restore.samples(image, alpha, beta, run.asked.count)
+    else:
+        made = restore(image, alpha, beta)[None]
+    height, width, channels = image.shape
+    return made, {
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "bits": photograph.bits,
+        "blur": found.alpha,
+        "noise": found.beta,
+        "estimated": [name for name, value in zip(("blur", "noise"), given, strict=True) if value is None],
+        "restored_as": {**served.levels._asdict(), "bnr": served.levels.alpha / served.levels.beta},
+        "notes": notes,
+    }
+
+
+def _line(name: str, entry: dict[str, object]) -> str:
+    guessed = f" ({' and '.join(entry['estimated'])} estimated)" if entry["estimated"] else ""
+    size, found = f"{entry['width']}×{entry['height']}", levels.Levels(entry["blur"], entry["noise"])
+    return "; ".join([f"{name}: {size}, {found}{guessed}, BNR {entry['restored_as']['bnr']:.3g}", *entry["notes"]])
+
+
+def _cell(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "s s 3"]:
+    """The middle of an image on a white square, its pixels repeated where it is small."""
+    top, left = (max(0, n - SHEET_SIDE) // 2 for n in image.shape[:2])
+    image = image[top : top + SHEET_SIDE, left : left + SHEET_SIDE]
+    image = image.repeat(scale := max(1, SHEET_SIDE // max(image.shape[:2])), 0).repeat(scale, 1)
+    cell, (height, width, channels) = np.full((SHEET_SIDE, SHEET_SIDE, 3), 255, np.uint8), image.shape
+    top, left = (SHEET_SIDE - height) // 2, (SHEET_SIDE - width) // 2
+    cell[top : top + height, left : left + width] = image.repeat(3, 2) if channels == 1 else image
+    return cell
+
+
+def _sheet(run: Run, note: dict) -> None:
+    """Writes before_after.png: the middle of the first images, each beside up to three of its results."""
+    cells, columns = [], 0
+    for path in [path for path in run.outputs if path.name in note["images"]][:SHEET_IMAGES]:
+        files = [path, *(run.drawing.out / name for name in run.outputs[path][:3])]
+        cells += [_cell(photographs.stored(photographs.decode(file.read_bytes()).pixels, 8)) for file in files]
+        columns = len(files)
+    if cells:
+        pictures.save_png(run.drawing.out / ledger.SHEET, pictures.grid(np.stack(cells), columns))
+
+
+# ── The program ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _made_with(run: Run, step: int, weights: PyTree) -> dict:
+    """What the results depend on besides the images."""
+    made = generate.made_with(run.drawing, step, weights)
+    needed = ("clip", "class_label", "steps") if run.asked.estimate == "sample" else ("clip", "class_label")
+    made["sample"] = {name: made["sample"][name] for name in needed}
+    asked = run.asked._asdict()
+    del asked["images"], asked["ema"]
+    return {**made, **(asked if run.asked.estimate == "sample" else {**asked, "count": 1})}
+
+
+def _said_before(run: Run) -> list[str]:
+    config, said = run.experiment.config, []
+    if run.asked.estimate == "sample":
+        said.append(f"draws from the posterior by ancestral steps ({config.sample.steps}), the reversal of the process")
+        if config.sample.solver != "ancestral":
+            said[-1] += f"; sample.solver={config.sample.solver} would not draw from it"
+        if config.sample.steps < 100:
+            said.append(
+                "note: by few steps draws vary too little; for their right spread give --config.sample.steps=100"
+            )
+    if config.data.num_classes and config.sample.class_label is None and not config.data.label_dropout:
+        said.append(
+            "note: this network never saw an image without its class (data.label_dropout is 0) and is told none; "
+            "name one with --config.sample.class_label, or train with data.num_classes=0"
+        )
+    return said
+
+
+def _one(run: Run, restoring: restorer.Restorer, note: dict, path: pathlib.Path) -> bool:
+    """Restores one image and notes it, unless that is done already; whether it was to be done."""
+    content, names, out = photographs.load(path), run.outputs[path], run.drawing.out
+    digest = hashlib.sha256(content).hexdigest()
+    if ledger.has(out, note, path.name, digest, names):
+        return False
+    ledger.drop(out, note, set(names))
+    photograph = photographs.decode(content)
+    made, entry = _restored(run, restoring, photograph)
+    for name, pixels in zip(names, made, strict=True):
+        workdirs.write_atomically(out / name, photographs.encode(photograph, pixels))
+    note["images"][path.name] = {**entry, "sha256": digest, "outputs": list(names)}
+    log.say(_line(path.name, entry))
+    return True
+
+
+@preemption.noted()
+def restore(run: Run) -> int:
+    """Restores the images that the same settings have not restored yet, and writes them. Returns the exit status."""
+    step, weights = generate.load_ema(run.drawing)
+    note = ledger.begin(run.drawing.out, _made_with(run, step, weights))
+    log.say("\n".join([f"checkpoint of step {step}; {len(run.outputs)} images", *_said_before(run)]))
+    restoring, started, fresh = restorer_of(run, weights), time.perf_counter(), 0
+    bar = log.progress(len(run.outputs), unit="image", doing="restoring")
+    stopped = False
+    for path in run.outputs:
+        if stopped := bool(preemption.requested()):
+            break
+        try:
+            fresh += _one(run, restoring, note, path)
+        except (ValueError, OSError, MemoryError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
+            note["failures"][path.name] = " ".join(str(error).split()) or type(error).__name__
+        ledger.write(run.drawing.out, note)
+        bar.update(1)
+    seconds = time.perf_counter() - started
+    bar.close()
+    _sheet(run, note)
+    for name, reason in note["failures"].items():
+        log.warn(f"{name}: {reason}")
+    if stopped:
+        log.say(f"{preemption.requested()}: kept what was restored in {run.drawing.out}; the same command goes on")
+        return preemption.EXIT_AGAIN
+    whole = sum(path.name in note["images"] for path in run.outputs)
+    log.say(f"{fresh} images restored in {seconds:.1f} s; {whole} of {len(run.outputs)} are in {run.drawing.out}")
+    return 1 if note["failures"] else 0
