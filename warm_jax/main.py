@@ -64,8 +64,8 @@ _CHECKPOINT = flags.DEFINE_integer(
 _EMA = flags.DEFINE_list(
     "ema",
     [],
-    "sample, restore, evaluate, analyze, export: instead of the plain EMA one of this relative length σ_rel, as 0.08, of a run "
-    "with train.posthoc_ema; evaluate scores several, as 0.02,0.05,0.1.",
+    "sample, restore, evaluate, analyze, export: instead of the plain EMA one of this relative length σ_rel, as 0.08, "
+    "of a run with train.posthoc_ema; evaluate scores several, as 0.02,0.05,0.1.",
 )
 _IMAGES = flags.DEFINE_string("images", "", "A source of images, as data.source: bundled, zip:FILE, folder:PATH, …")
 _BLUR = flags.DEFINE_string("blur", "auto", "restore: the blur's standard deviation in pixels; auto: estimated.")
