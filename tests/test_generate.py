@@ -98,6 +98,21 @@ def test_batch_sizes_and_devices_differ_by_rounding_only():
         assert difference.max() <= 1 and np.mean(difference > 0) <= 1e-3
 
 
+@pytest.mark.parametrize("trajectory", [False, True])
+def test_devices_apart_draw_what_they_draw_together(trajectory):
+    """As on a part of a TPU slice: a program a device. At most one grey level in at most 0.1 % of the values."""
+    exp, seeds = unet(4), np.arange(10)
+    params = params_of(exp)
+    drawn = [sampling.Sampler(exp, 12, trajectory=trajectory, apart=apart)(params, seeds) for apart in (False, True)]
+    together, apart = ([s.images, *(s.trajectory or ())] for s in drawn)
+    np.testing.assert_array_equal(drawn[0].labels, drawn[1].labels)
+    assert drawn[0].nfe == drawn[1].nfe == 5
+    for one, other in zip(together, apart, strict=True):
+        assert one.shape == other.shape and one.shape[0] == 10
+        difference = np.abs(one.astype(int) - other)
+        assert difference.max() <= 1 and np.mean(difference > 0) <= 1e-3
+
+
 def test_noise_is_bitwise_the_same_for_any_batch_and_devices(monkeypatch):
     """What the solver is given, of unit variance times the highest level."""
 

@@ -351,15 +351,18 @@ def test_wrong_calls_are_refused():
         build({"augment_labels": 4}, x, None, None, jnp.zeros((1, 9)))
 
 
-@pytest.mark.parametrize(("mean", "tolerance"), [(0, 1e-5), (10, 5e-4), (50, 1e-2)])
-def test_a_norm_keeps_its_digits_beside_a_large_mean(mean, tolerance):
-    """Against float64: the variance is a difference of means of squares, here up to 2500 times as large."""
+@pytest.mark.parametrize(
+    ("mean", "one_pass", "tolerance"),
+    [(0, False, 1e-5), (0, True, 1e-5), (50, False, 1e-4), (10, True, 5e-4), (50, True, 1e-2)],
+)
+def test_a_norm_keeps_its_digits_beside_a_large_mean(mean, one_pass, tolerance):
+    """Against float64: in one pass the variance is a difference of means of squares, here up to 2500 times as large."""
     x = np.random.default_rng(0).normal(mean, 1, (2, 16, 16, 64)).astype(np.float32)
 
     class Norm(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return layers.norm("n", x, 1e-6)
+            return layers.norm("n", x, 1e-6, one_pass)
 
     got, _ = jax.jit(lambda x: Norm().init_with_output(jax.random.key(0), x))(x)
     grouped = x.astype(np.float64).reshape(2, 256, geometry.groups(64), -1)

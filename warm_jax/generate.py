@@ -127,7 +127,7 @@ def prepare(
 
 def build(config: ConfigDict, measured: family.Measured | None) -> experiment.Experiment:
     """The experiment on the devices of this process: each draws its own images, and waits for no other."""
-    return dataclasses.replace(experiment.build(config, measured), mesh=mesh.make_mesh(local=True))
+    return experiment.on(experiment.build(config, measured), mesh.make_mesh(local=True))
 
 
 def measured(config: ConfigDict, workdir: pathlib.Path) -> family.Measured | None:

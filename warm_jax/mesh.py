@@ -77,6 +77,19 @@ def whole(mesh: Mesh, tree: PyTree) -> PyTree:
     return _gathered(replicated(mesh))(tree)
 
 
+def part(mesh: Mesh, tree: PyTree) -> PyTree:
+    """A tree of replicated arrays as it is on the devices of `mesh`, some of those that it is on. Nothing is copied."""
+    if all(x.sharding.device_set == set(mesh.devices.flat) for x in jax.tree.leaves(tree)):
+        return tree
+    here = set(mesh.devices.flat)
+
+    def of(x: jax.Array) -> jax.Array:
+        shards = [shard.data for shard in x.addressable_shards if shard.device in here]
+        return jax.make_array_from_single_device_arrays(x.shape, replicated(mesh), shards)
+
+    return jax.tree.map(of, tree)
+
+
 @functools.cache
 def _gathered(where: NamedSharding):
     return jax.jit(lambda tree: tree, out_shardings=where)

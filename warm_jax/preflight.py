@@ -134,7 +134,8 @@ def examine(config: ConfigDict, target: topology.Target) -> Iterator[dict]:
     weights = jax.eval_shape(exp.model.init, jax.random.key(0))
     # Each process samples on its own devices, where nothing is divided.
     host = [device for device in devices if device.process_index == devices[0].process_index]
-    draw = sampling.Sampler(dataclasses.replace(built, mesh=mesh.over(host)))
+    apart = target.chip.platform == "tpu" and len(host) < len(devices)
+    draw = sampling.Sampler(experiment.on(built, mesh.over(host)), apart=apart)
     found = {
         "topology": target.text,
         "chip": target.chip._asdict(),
@@ -158,7 +159,9 @@ def examine(config: ConfigDict, target: topology.Target) -> Iterator[dict]:
         programs["train step"]["recomputed"] = _recomputed(exp, programs["train step"]["flops"], target)
     yield found
     if programs["train step"]["fits"] is not False:
-        programs["sampling loop"] = _examine("sampling loop", draw.trace(weights), target, draw.batch_size, len(host))
+        count = 1 if apart else len(host)
+        batch = draw.batch_size * count // len(host)
+        programs["sampling loop"] = _examine("sampling loop", draw.trace(weights), target, batch, count)
     verdicts = [one["fits"] for one in programs.values()]
     found["fits"] = None if None in verdicts else all(verdicts)
     yield found
@@ -175,7 +178,7 @@ def _recomputed(exp: experiment.Experiment, total: dict, target: topology.Target
     config = exp.config.copy_and_resolve_references()
     with config.unlocked():
         config.model.remat = ()
-    plain = dataclasses.replace(experiment.build(config), mesh=exp.mesh)
+    plain = experiment.on(experiment.build(config), exp.mesh)
     return sum(total.values()) - flops.count(step.trace_step(plain).jaxpr).total / target.devices
 
 

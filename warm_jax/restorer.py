@@ -237,5 +237,5 @@ def load(workdir: str | pathlib.Path, checkpoint: int = -1, **settings: Any) -> 
     """
     model = trained.load(workdir, checkpoint, **settings)
     limits.check_system(model.experiment.config.process.system)
-    local = dataclasses.replace(model.experiment, mesh=mesh.make_mesh(local=True))
+    local = experiment.on(model.experiment, mesh.make_mesh(local=True))
     return Restorer(local, model.weights)

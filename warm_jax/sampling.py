@@ -26,6 +26,8 @@ class Sampler:
       batch_size: Images at a time; rounded up to a multiple of the devices. Default: `sample.batch_size`.
       guide: The weaker experiment of `sample.guide`.
       trajectory: Whether samples come with their `trajectories.Trajectory`, at `kept` of the levels.
+      apart: Whether each device runs a program of its own. None: where its TPUs are a part of a slice, for the compiler
+        refuses a program for several chips of a large one.
     """
 
     def __init__(
@@ -34,11 +36,16 @@ class Sampler:
         batch_size: int | None = None,
         guide: experiment.Experiment | None = None,
         trajectory: bool = False,
+        apart: bool | None = None,
     ):
         wanted, devices = batch_size or exp.config.sample.batch_size, exp.mesh.size
         self.batch_size = -(-wanted // devices) * devices
         self.compile_seconds = 0.0
-        self._exp, self._guide, self._compiled = exp, guide, None
+        self._exp, self._guide, self._compiled = exp, guide, []
+        of_all = len({device.process_index for device in exp.mesh.devices.flat}) == jax.process_count()
+        if apart is None:
+            apart = exp.mesh.devices.flat[0].platform == "tpu" and not of_all
+        self._meshes = [mesh.over([device]) for device in exp.mesh.devices.flat] if apart else [exp.mesh]
         self.levels = exp.sampled.levels(exp.config.sample.steps).astype(np.float32)
         self.kept = trajectories.spread(len(self.levels), trajectories.FRAMES) if trajectory else None
         if trajectory:
@@ -104,16 +111,18 @@ class Sampler:
         return (pictures.to_uint8(x), labels, finite, networks * record.nfe), start, x, record
 
     def trace(self, weights: PyTree) -> jax.stages.Traced:
-        """The loop as it is jitted over the mesh, for `weights` of these shapes: batch split over the devices."""
-        same, split = mesh.replicated(self._exp.mesh), mesh.split(self._exp.mesh)
-        # On the devices of several processes images come out whole on each, so that any can write files. On those of
-        # one they stay where they are drawn: a part of a v5e or v6e slice has no wires of its own to gather them.
-        several = len({device.process_index for device in self._exp.mesh.devices.flat}) > 1
+        """The loop as it is jitted, for `weights` of these shapes: the batch split over the devices, or one's part."""
+        return self._trace(weights, self._meshes[0])
+
+    def _trace(self, weights: PyTree, where: jax.sharding.Mesh) -> jax.stages.Traced:
+        same, split, size = mesh.replicated(where), mesh.split(where), self.batch_size // len(self._meshes)
+        # On the devices of several processes images come out whole on each, so that any can write files.
+        several = len({device.process_index for device in where.devices.flat}) > 1
         outs = same if several else (split, split, split, same)
         program, outs = (self.draw, outs) if self.kept is None else (self.follow, (outs, split))
         jitted = jax.jit(program, in_shardings=(same, split, split, same), out_shardings=outs)
-        seeds = jax.ShapeDtypeStruct((self.batch_size,), jnp.uint32)
-        labels = jax.ShapeDtypeStruct((self.batch_size,), jnp.int32)
+        seeds = jax.ShapeDtypeStruct((size,), jnp.uint32)
+        labels = jax.ShapeDtypeStruct((size,), jnp.int32)
         shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), weights)
         return jitted.trace(shapes, seeds, labels, self.levels)
 
@@ -124,10 +133,10 @@ class Sampler:
 
     def compile(self, weights: PyTree) -> None:
         """Compiles, once; the time it took is `compile_seconds`."""
-        if self._compiled is not None:
+        if self._compiled:
             return
         started = time.perf_counter()
-        self._compiled = self.trace(weights).lower().compile()
+        self._compiled = [self._trace(weights, where).lower().compile() for where in self._meshes]
         self.compile_seconds = time.perf_counter() - started
 
     def __call__(self, weights: PyTree, seeds: np.ndarray, labels: np.ndarray | None = None) -> store.Samples:
@@ -141,9 +150,7 @@ class Sampler:
             raise ValueError(f"{count} seeds are more than a batch of {self.batch_size}")
         labels = np.full(count, -1) if labels is None else labels
         rows = tuple(np.pad(a, (0, padding), "edge") for a in (seeds.astype(np.uint32), labels.astype(np.int32)))
-        split = mesh.split(self._exp.mesh)
-        placed = [jax.make_array_from_callback(a.shape, split, lambda index, a=a: a[index]) for a in rows]
-        found = jax.device_get(self._compiled(weights, *placed, self.levels))
+        found = self._run(weights, rows)
         (images, labels, finite, nfe), followed = (found, None) if self.kept is None else found
         if not finite[:count].all():
             raise FloatingPointError(
@@ -152,3 +159,15 @@ class Sampler:
             )
         path = followed and trajectories.Trajectory(*(which[:count] for which in followed))
         return store.Samples(images[:count], labels[:count], int(nfe), path)
+
+    def _run(self, weights: PyTree, rows: tuple[np.ndarray, ...]) -> PyTree[np.ndarray]:
+        """What the compiled programs give for seeds and labels `rows`, on the host, with the batch first."""
+        began, size = [], self.batch_size // len(self._meshes)
+        for i, (where, compiled) in enumerate(zip(self._meshes, self._compiled, strict=True)):
+            own, split = [a[i * size : (i + 1) * size] for a in rows], mesh.split(where)
+            placed = [jax.make_array_from_callback(a.shape, split, lambda index, a=a: a[index]) for a in own]
+            began.append(compiled(mesh.part(where, weights), *placed, self.levels))
+        found = jax.device_get(began)
+        if len(found) == 1:
+            return found[0]
+        return jax.tree.map(lambda *parts: np.concatenate(parts) if parts[0].ndim else parts[0], *found)

@@ -80,7 +80,7 @@ class Model:
             made = experiment.build(config, generate.measured(config, self.workdir))
         except TypeError as error:
             raise ValueError(f"of {settings} one has the wrong type: {error}") from error
-        return dataclasses.replace(self, experiment=dataclasses.replace(made, mesh=self.experiment.mesh))
+        return dataclasses.replace(self, experiment=experiment.on(made, self.experiment.mesh))
 
 
 def load(workdir: str | pathlib.Path, checkpoint: int = -1, ema: float | None = None, **settings: Any) -> Model:

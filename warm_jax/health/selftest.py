@@ -1,7 +1,6 @@
 """A self-test of some seconds: what a backend may get wrong without saying so, against numbers from elsewhere."""
 
 import contextlib
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -83,7 +82,7 @@ def gaussian() -> tuple[str, float]:
 
 def training(config: ConfigDict) -> tuple[str, float]:
     """How much of the loss is left after some steps on one batch, with the same noise each time."""
-    exp = dataclasses.replace(experiment.build(config), mesh=mesh.make_mesh(1, local=True))
+    exp = experiment.on(experiment.build(config), mesh.make_mesh(1, local=True))
     source = sources.open_source("bundled")
     images, labels = source.read(np.arange(config.train.batch_size))
     compiled, state = step.compile_step(exp), step.init_state(exp)

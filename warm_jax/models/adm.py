@@ -66,8 +66,8 @@ def _dense(name: str, x: Array, features: int) -> Array:
     return dense(name, x, features, init, init)
 
 
-def _norm(name: str, x: Array) -> Array:
-    return norm(name, x, epsilon=1e-5)
+def _norm(name: str, x: Array, one_pass: bool) -> Array:
+    return norm(name, x, 1e-5, one_pass)
 
 
 def sinusoids(x: Float[Array, " b"], channels: int) -> Float[Array, "b {channels}"]:
@@ -89,6 +89,7 @@ class Block(nn.Module):
     attention: bool = False
     dropout: float = 0.0
     dtype: Any = jnp.float32
+    one_pass_norms: bool = False
 
     @nn.compact
     def __call__(
@@ -96,9 +97,11 @@ class Block(nn.Module):
     ) -> Float[Array, "b k l {self.features}"]:
         """Height and width halve or double with `resample`."""
         change = {"": lambda y, _: y, "down": downsample, "up": upsample}[self.resample]
-        y = _conv("conv0", change(nn.silu(_norm("norm0", x)), _STYLE.taps), self.features, 3, self.dtype)
+        y = _conv(
+            "conv0", change(nn.silu(_norm("norm0", x, self.one_pass_norms)), _STYLE.taps), self.features, 3, self.dtype
+        )
         scale, shift = jnp.split(_dense("affine", embedding, 2 * self.features)[:, None, None], 2, axis=-1)
-        y = nn.silu(_norm("norm1", y) * (scale + 1) + shift)
+        y = nn.silu(_norm("norm1", y, self.one_pass_norms) * (scale + 1) + shift)
         y = nn.Dropout(self.dropout, deterministic=False)(y)
         y = _conv("conv1", y, self.features, 3, self.dtype, zero=True)
         shortcut = change(x, _STYLE.taps)
@@ -114,7 +117,7 @@ class Block(nn.Module):
         # Differs from NVIDIA's files: q, k and v are three contiguous blocks of c output channels, in each 64 a head.
         # Theirs interleave as (head, channel, q/k/v): our output i·c + j is their row 3j + i, i = 0, 1, 2 for q, k, v,
         # where j = 64 · head + channel counts through the heads in both.
-        qkv = _conv("qkv", _norm("norm2", x), 3 * c, 1, self.dtype)
+        qkv = _conv("qkv", _norm("norm2", x, self.one_pass_norms), 3 * c, 1, self.dtype)
         heads = max(1, c // _STYLE.head_channels)
         return x + _conv("proj", attend(qkv, heads, self.dtype), c, 1, self.dtype, zero=True)
 
@@ -139,6 +142,7 @@ class ADM(nn.Module):
     patch_size: int = 1
     remat: tuple[int, ...] = ()
     dtype: Any = jnp.float32
+    one_pass_norms: bool = False
 
     @nn.compact
     def __call__(
@@ -157,7 +161,7 @@ class ADM(nn.Module):
         embedding = self._embed(condition, second, class_labels, augment_labels)
         block = functools.partial(self._block, embedding, self.dropout if train else 0.0)
         x, skips = self._encode(block, space_to_depth(x.astype(jnp.float32), self.patch_size))
-        x = nn.silu(_norm("out_norm", self._decode(block, x, skips)))
+        x = nn.silu(_norm("out_norm", self._decode(block, x, skips), self.one_pass_norms))
         x = _conv("out_conv", x, self.out_channels * self.patch_size**2, 3, jnp.dtype(self.dtype), zero=True)
         return depth_to_space(x, self.patch_size)
 
@@ -188,7 +192,8 @@ class ADM(nn.Module):
     ) -> Array:
         """A `Block` on or to maps whose larger side is `side`."""
         kind = nn.remat(Block) if side in self.remat else Block
-        return kind(features, dropout=dropout, dtype=jnp.dtype(self.dtype), name=name, **options)(x, embedding)
+        rest = {"dtype": jnp.dtype(self.dtype), "one_pass_norms": self.one_pass_norms, "name": name, **options}
+        return kind(features, dropout=dropout, **rest)(x, embedding)
 
     @nn.nowrap
     def _encode(self, block: Any, x: Array) -> tuple[Array, list[Array]]:

@@ -96,13 +96,14 @@ def dense(
     return layer(x)
 
 
-def norm(name: str, x: Float[Array, "b h w c"], epsilon: float) -> Float[Array, "b h w c"]:
-    """GroupNorm over `groups(c)` groups, in float32.
+def norm(name: str, x: Float[Array, "b h w c"], epsilon: float, one_pass: bool) -> Float[Array, "b h w c"]:
+    """GroupNorm over `groups(c)` groups, in float32, its variance from the differences to the mean.
 
-    The variance is the mean square less the squared mean, so both need one pass over memory, which limits a step on
-    GPUs. It costs digits beside a large mean: four are left where the variance is 1 % of the squared mean.
+    With `one_pass` it is the mean square less the squared mean, so that both need one reading of memory. That costs
+    digits beside a large mean: four are left where the variance is 1 % of the squared mean.
     """
-    return nn.GroupNorm(groups(x.shape[-1]), epsilon=epsilon, use_fast_variance=True, dtype=jnp.float32, name=name)(x)
+    made = nn.GroupNorm(groups(x.shape[-1]), epsilon=epsilon, use_fast_variance=one_pass, dtype=jnp.float32, name=name)
+    return made(x)
 
 
 def attend(qkv: Float[Array, "b h w c"], heads: int, dtype: Any) -> Float[Array, "b h w c//3"]:

@@ -55,8 +55,8 @@ def _dense(name: str, x: Array, features: int) -> Array:
     return dense(name, x, features, _xavier(), nn.initializers.zeros)
 
 
-def _norm(name: str, x: Array) -> Array:
-    return norm(name, x, epsilon=1e-6)
+def _norm(name: str, x: Array, one_pass: bool) -> Array:
+    return norm(name, x, 1e-6, one_pass)
 
 
 def sinusoids(x: Float[Array, " b"], channels: int) -> Float[Array, "b {channels}"]:
@@ -95,6 +95,7 @@ class Block(nn.Module):
     attention: bool = False
     dropout: float = 0.0
     dtype: Any = jnp.float32
+    one_pass_norms: bool = False
 
     @nn.compact
     def __call__(
@@ -102,9 +103,9 @@ class Block(nn.Module):
     ) -> Float[Array, "b k l {self.features}"]:
         """Height and width halve or double with `resample`."""
         change = {"": lambda y, _: y, "down": downsample, "up": upsample}[self.resample]
-        y = change(nn.silu(_norm("norm0", x)), self.taps)
+        y = change(nn.silu(_norm("norm0", x, self.one_pass_norms)), self.taps)
         y = _conv("conv0", y, self.features, 3, self.dtype) + _dense("affine", embedding, self.features)[:, None, None]
-        y = nn.silu(_norm("norm1", y))
+        y = nn.silu(_norm("norm1", y, self.one_pass_norms))
         y = nn.Dropout(self.dropout, deterministic=False)(y)
         y = _conv("conv1", y, self.features, 3, self.dtype, variance=1e-10)
         shortcut = change(x, self.taps)
@@ -119,7 +120,7 @@ class Block(nn.Module):
         c = x.shape[-1]
         # Differs from NVIDIA's files: q, k and v are three contiguous blocks of c output channels. Theirs interleave as
         # (head, channel, q/k/v): with their one head, our output i·c + j is their row 3j + i, i = 0, 1, 2 for q, k, v.
-        qkv = _conv("qkv", _norm("norm2", x), 3 * c, 1, self.dtype, variance=0.2)
+        qkv = _conv("qkv", _norm("norm2", x, self.one_pass_norms), 3 * c, 1, self.dtype, variance=0.2)
         return (x + _conv("proj", attend(qkv, 1, self.dtype), c, 1, self.dtype, variance=1e-10)) * np.sqrt(0.5).item()
 
 
@@ -135,6 +136,7 @@ class UNet(nn.Module):
     patch_size      (ours) images are folded by this factor, space to depth, and back: a cheap small network
     remat           resolutions whose blocks are computed again in the backward pass, to save memory
     dtype           of convolutions and attention products: float32 or bfloat16
+    one_pass_norms  see `layers.norm`: less memory traffic on GPUs, more on TPUs
     """
 
     out_channels: int
@@ -150,6 +152,7 @@ class UNet(nn.Module):
     patch_size: int = 1
     remat: tuple[int, ...] = ()
     dtype: Any = jnp.float32
+    one_pass_norms: bool = False
 
     @nn.compact
     def __call__(
@@ -168,7 +171,7 @@ class UNet(nn.Module):
         embedding = self._embed(condition, second, class_labels, augment_labels)
         block = functools.partial(self._block, embedding, self.dropout if train else 0.0)
         x, skips = self._encode(block, space_to_depth(x.astype(jnp.float32), self.patch_size))
-        x = nn.silu(_norm("out_norm", self._decode(block, x, skips)))
+        x = nn.silu(_norm("out_norm", self._decode(block, x, skips), self.one_pass_norms))
         x = _conv("out_conv", x, self.out_channels * self.patch_size**2, 3, jnp.dtype(self.dtype), variance=1e-10)
         return depth_to_space(x, self.patch_size)
 
@@ -201,7 +204,8 @@ class UNet(nn.Module):
         """A `Block` on or to maps whose larger side is `side`."""
         kind = nn.remat(Block) if side in self.remat else Block
         taps = STYLES[self.architecture].taps
-        return kind(features, taps, dropout=dropout, dtype=jnp.dtype(self.dtype), name=name, **options)(x, embedding)
+        rest = {"dtype": jnp.dtype(self.dtype), "one_pass_norms": self.one_pass_norms, "name": name, **options}
+        return kind(features, taps, dropout=dropout, **rest)(x, embedding)
 
     @nn.nowrap
     def _encode(self, block: Any, x: Array) -> tuple[Array, list[Array]]:
