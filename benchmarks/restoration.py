@@ -27,7 +27,7 @@ from warm_jax import restorer
 
 NAMES = ("astronaut", "chelsea", "coffee", "rocket")
 LEVELS = "0:15,0:25,0:50,1:10,1:25,2:10,2:25"
-SHOWN = (("chelsea", 100, 130), ("astronaut", 40, 170))  # a photograph and the corner of a cut
+SHOWN = (("chelsea", 100, 130), ("astronaut", 64, 170))  # a photograph and the corner of a cut
 CUT = 128
 
 
