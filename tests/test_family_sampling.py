@@ -231,7 +231,7 @@ def test_order_of_convergence_of_pfgmpp():
     p = process.pfgmpp(SHAPE, dims)
     images = data.reshape(3, *SHAPE)
     grids = [uneven(2.0, 0.4, n) for n in (80, 160)]
-    found = orders(p, oracle.empirical(p, images), x.reshape(1, *SHAPE), grids, p.solvers, exact.reshape(1, *SHAPE))
+    found = orders(p, oracle.empirical(p, images), x.reshape(1, *SHAPE), grids, p.solvers[:3], exact.reshape(1, *SHAPE))
     assert set(found) == set(ORDER)
     for solver, order in found.items():
         assert abs(order - ORDER[solver]) < 0.25, (solver, order)

@@ -109,6 +109,12 @@ def _key(config: ConfigDict) -> str:
     parts = config.to_dict()
     parts.pop("compare")
     parts.pop("mesh")
+    parts.pop("analysis", None)
+    for section, key in (("sample", "beta_min"), ("sample", "rho"), ("train", "posthoc_ema")):
+        if not parts[section].get(key):  # unset, as before there was such a key
+            parts[section].pop(key, None)
+    if "posthoc_ema" not in parts["train"]:
+        parts["train"].pop("posthoc_every", None)
     if pathlib.Path(parts["eval"]["reference"]).name.startswith(_OWN_REFERENCE):
         parts["eval"].pop("reference")
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()[:12]

@@ -130,6 +130,8 @@ def _solvers(run: Run) -> tuple[list[solvers.Way], list[solvers.Table]]:
     found = solvers.empirical(images, ways, bnrs, seeds, settings.count, kept, of_models.say)
     tables = [gaussian, found["strayed"], found["energy"]]
     models = {bnr: model for bnr, model in run.models.items() if bnr in bnrs}
+    if run.models and not models:
+        of_models.say(f"no model is sampled at a BNR of analysis.solver_bnrs, {bnrs}: models are left out")
     if models and run.scoring is not None:
         tables.append(of_models.score_ways(models, run.scoring, ways, kept))
     return ways, tables

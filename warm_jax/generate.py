@@ -250,6 +250,9 @@ def made_with(run: Run, step: int, loaded: PyTree) -> dict:
     """What a sample depends on besides its seed; stored beside the samples. `loaded` as `load_weights` gives it."""
     config = run.experiment.config.to_dict()
     settings = {name: config[name] for name in ("model", "process", "sample")}
+    # Unset keys that older versions did not know say nothing, and must not make their samples stale.
+    unset = [key for key in ("beta_min", "rho") if settings["sample"].get(key) is None]
+    settings["sample"] = {key: value for key, value in settings["sample"].items() if key not in unset}
     if run.ema is not None:
         settings["ema"] = posthoc.plan(run.workdir, step, run.ema).note()
     folders = {"measured": run.workdir}

@@ -22,7 +22,7 @@ def solvers(ways: list[Way], tables: list[Table]) -> Figure:
     bnrs = tables[0].bnrs
     figure = Figure(figsize=(12, 3.0 * len(tables) + 1.1), layout="constrained")
     matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
-    figure.suptitle(_title(ways, tables[-1]), fontsize=12)
+    figure.suptitle(_title(ways, tables[-1]), fontsize=10)
     axes = figure.subplots(len(tables), len(bnrs), sharex=True, sharey="row", squeeze=False)
     colours = dict(zip(NAMES, matplotlib.colormaps["tab10"](np.arange(len(NAMES))), strict=True))
     for row, table in enumerate(tables):
@@ -78,4 +78,4 @@ def _title(ways: list[Way], table: Table) -> str:
         within = [i for i, way in enumerate(ways) if way.budget == least and np.isfinite(table.mean[i, j])]
         way = ways[min(within, key=lambda i: table.mean[i, j])]
         found.append(f"BNR {bnr:g} {way.solver} on the {way.grid} grid")
-    return f"Lowest {table.metric} at NFE ≤ {least}: {', '.join(found)}"
+    return f"Lowest {table.metric} at NFE ≤ {least}:\n{', '.join(found)}"

@@ -123,7 +123,7 @@ def _linear(power: Power, solver: str, bnr: Array, levels: Float[Array, " m"]) -
 
     start = jnp.full(shape[:2], jnp.square(levels[0]))
     variance, nfe = jax.lax.scan(step, start, (levels[:-1], levels[1:]))
-    return jnp.sqrt(variance), jnp.sum(nfe)
+    return jnp.sqrt(variance), jnp.sum(nfe, dtype=nfe.dtype)
 
 
 def gaussian_w2(
@@ -246,7 +246,8 @@ def recommendation(ways: Sequence[Way], found: Table) -> list[str]:
             first, near = best(ways, found, j, budget)
             way, half = ways[first], found.half[first, j]
             said = f"{found.mean[first, j]:.3g}" + (f" ± {half:.2g}" if half > 0 else "")
-            others = "".join(f"; as good: {', '.join(dict.fromkeys(ways[i].solver for i in near))}" if near else "")
+            also = [f"{ways[i].solver} on the {ways[i].grid} grid" for i in near if ways[i].budget == way.budget]
+            others = f"; as good: {', '.join(also)}" if also else ""
             chosen = {"solver": way.solver, "steps": way.steps, "beta_min": way.beta_min, "rho": way.rho}
             told = " ".join(f"sample.{key}={value}" for key, value in chosen.items())
             lines.append(f"BNR {bnr:g}, NFE ≤ {budget}: {told} ({found.metric} {said}, NFE {way.nfe}{others})")
