@@ -23,6 +23,8 @@ def squares(path: pathlib.Path, sides: list[int], patch: int) -> np.ndarray:
     """All patches of a photograph, `[n, patch, patch, 3]` uint8."""
     found = []
     with Image.open(path) as opened:
+        if opened.mode.startswith(("I", "F")):
+            raise ValueError("more than 8 bits a pixel; convert it first")
         photograph = ImageOps.exif_transpose(opened).convert("RGB")
     for side in sorted({min(side, max(photograph.size)) for side in sides}):
         factor = side / max(photograph.size)
@@ -46,9 +48,13 @@ def main() -> None:
     paths = sorted(path for top in flags.folders for path in top.rglob("*") if path.suffix.lower() in KINDS)
     if not paths:
         parser.error(f"no photographs ({', '.join(KINDS)}) in {', '.join(map(str, flags.folders))}")
-    rng, kept = np.random.default_rng(0), []
+    rng, kept, sides = np.random.default_rng(0), [], [int(side) for side in flags.sides.split(",")]
     for path in tqdm(paths, unit=" photographs"):
-        patches = squares(path, [int(side) for side in flags.sides.split(",")], flags.patch)
+        try:
+            patches = squares(path, sides, flags.patch)
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            tqdm.write(f"left out {path}: {error}")
+            continue
         spread = patches.astype(np.float32).std(axis=(1, 2)).max(axis=-1)
         kept.append(patches[(spread >= flags.flat) | (rng.random(len(patches)) < 1 / 8)])
     patches = rng.permutation(np.concatenate(kept))[: flags.most]
