@@ -1,11 +1,12 @@
-"""A model that restores photographs: any blur and any noise, amortised, on small natural images. An hour on a laptop.
+"""A model that restores photographs, of any blur and any noise, learnt from patches of photographs. An hour on a laptop.
 
-    curl --create-dirs -o data/cifar-10-binary.tar.gz https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz
+    python benchmarks/patches.py --out=data/patches.zip FOLDER_OF_PHOTOGRAPHS [FOLDER …]
     python -m warm_jax.main --config=configs/restoration.py
     python -m warm_jax.main --config=configs/restoration.py --mode=restore --images=FOLDER --blur=1 --noise=25/255
 
-It learns from CIFAR-10's thumbnails, and restores photographs of any size in tiles of 32×32; for sharper results at
-full resolution, train on patches of photographs like those to be restored: --config.data.source=folder:PATCHES.
+Some forty photographs make fifty thousand patches of 32×32; take such as are like those to be restored. (Trained on
+CIFAR-10's thumbnails the same network restores thumbnails, and photographs worse than non-local means: what is small in
+a thumbnail is sharp everywhere.) Photographs of any size are restored in tiles of 32×32.
 
 Differs from cifar10.py:amortised: levels are those of photographs, noise mostly from 2 to 127 of 255 and blur up to 40
 times the noise, so it draws no images from nothing; Wiener filters for the images' own spectrum stand in for the linear
@@ -22,6 +23,8 @@ def get_config(system: str = "") -> ConfigDict:
     if system:
         raise ValueError(f"this config is of an amortised model; leave off :{system}")
     config = cifar10.get_config("amortised")
+    config.data.source = "zip:data/patches.zip"
+    config.data.instructions = "python benchmarks/patches.py --out=data/patches.zip FOLDER_OF_PHOTOGRAPHS"
     config.data.augment = "flip"
     config.data.augment_probability = 0.0
     config.process.P_mean, config.process.P_std = -2.0, 1.0
