@@ -1,4 +1,4 @@
-"""A model that restores photographs, of any blur and any noise, learnt from patches of photographs. An hour on a laptop.
+"""A model that restores photographs of any blur and noise, learnt from patches of photographs. An hour on a laptop.
 
     python benchmarks/patches.py --out=data/patches.zip FOLDER_OF_PHOTOGRAPHS [FOLDER …]
     python -m warm_jax.main --config=configs/restoration.py
