@@ -27,8 +27,9 @@ from warm_jax.restoration import levels as estimated
 
 NAMES = ("astronaut", "chelsea", "coffee", "rocket")
 LEVELS = "0:15,0:25,0:50,1:10,1:25,2:10,2:25"
-SHOWN = (("chelsea", 100, 130), ("astronaut", 64, 170))  # a photograph and the corner of a cut
-CUT = 128
+# At some levels: a photograph and the corner of a cut of it. Around a cut so much more is restored.
+SHOWN = {(0, 50): ("chelsea", 80, 130), (1, 10): ("astronaut", 64, 170), (2, 10): ("coffee", 130, 220)}
+CUT, AROUND = 128, 32
 
 
 def degraded(image: np.ndarray, alpha: float, sigma: float, seed: int) -> np.ndarray:
@@ -151,26 +152,26 @@ def main() -> None:
     parser.add_argument("--levels", default=LEVELS, help="α:σ, in pixels and of 255, separated by commas")
     parser.add_argument("--out", default="restoration.png", help="the picture")
     flags = parser.parse_args()
-    restore = restorer.load(pathlib.Path(flags.workdir))
+    restore = restorer.load(pathlib.Path(flags.workdir), steps=100)
     images = {name: np.asarray(getattr(data, name)())[..., :3] / 255.0 for name in NAMES}
     of_model(restore, images[NAMES[0]], 1, 25)  # which compiles it
-    columns, rows, best = [], [], {}
+    columns, rows = [], []
     for alpha, sigma in (map(float, level.split(":")) for level in flags.levels.split(",")):
         found, shown, classical, seconds = at_level(restore, images, alpha, sigma)
         columns.append((f"{alpha:g} px, {sigma:g}", found))
         print(f"α {alpha:g} px, σ {sigma:g} of 255; the model took {seconds:.1f} s a megapixel", flush=True)
         for method, (psnr, ssim) in sorted(found.items(), key=lambda item: -item[1][0]):
             print(f"    {psnr:6.2f} dB  {ssim:.3f}  {method}", flush=True)
-        best[alpha, sigma] = classical
-        for name, top, left in SHOWN:
+        if (alpha, sigma) in SHOWN:
+            name, top, left = SHOWN[alpha, sigma]
             cut = slice(top, top + CUT), slice(left, left + CUT)
             x = shown[name]["given"]
-            window = slice(top - 64, top + CUT + 64), slice(left - 64, left + CUT + 64)
+            window = tuple(slice(first - AROUND, first + CUT + AROUND) for first in (top, left))
             draw = restore.samples((2 * x[window] - 1).astype(np.float32), alpha, sigma / 127.5, 1)[0]
             row = [(f"{name}: blur {alpha:g} px, noise {sigma:g}/255", x[cut])]
             row += [(f"best classical: {classical}", shown[name]["classical"][cut])]
             row += [("warm_jax, posterior mean", shown[name]["warm_jax"][cut])]
-            row += [("warm_jax, a posterior sample", (draw[64:-64, 64:-64] + 1) / 2)]
+            row += [("warm_jax, a posterior sample", (draw[AROUND:-AROUND, AROUND:-AROUND] + 1) / 2)]
             rows.append([*row, ("the photograph", images[name][cut])])
     methods = list(dict.fromkeys(method for _, found in columns for method in found))
     print("\n| PSNR in dB (SSIM) | " + " | ".join(title for title, _ in columns) + " |")
@@ -178,8 +179,9 @@ def main() -> None:
     for method in methods:
         cells = [f"{found[method][0]:.2f} ({found[method][1]:.3f})" if method in found else "–" for _, found in columns]
         print(f"| {method} | " + " | ".join(cells) + " |")
-    picture(rows).quantize(256).save(flags.out, optimize=True)
-    print(f"\nwritten to {flags.out}")
+    if rows:
+        picture(rows).quantize(256).save(flags.out, optimize=True)
+        print(f"\nwritten to {flags.out}")
 
 
 if __name__ == "__main__":
