@@ -197,8 +197,8 @@ def traffic(text: str, devices: int) -> Traffic:
                 memory += times * _moved(one, shapes)
 
     def _moved(one: Instruction, shapes: dict[str, str]) -> int:
-        slices = _sliced(one, every)
-        read = sum(slices.get(i, size(shapes.get(name, ""), True)) for i, name in enumerate(one.operands))
+        slices, whole = _sliced(one, every), [size(shapes.get(name, ""), True) for name in one.operands]
+        read = sum(min(slices.get(i, bytes_), bytes_) for i, bytes_ in enumerate(whole))
         if one.op == "slice-start":  # of the whole array only the slice is read
             return size(one.shape) - sum(size(shapes.get(name, "")) for name in one.operands)
         if one.op.endswith("-start"):
