@@ -230,6 +230,7 @@ def test_what_is_not_to_be_read(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ValueError, match="not a file"):
         photographs.load(tmp_path / "pipe.png")
+    assert photographs.size(tmp_path / "pipe.png") is None  # and does not wait for a writer
     (tmp_path / "long.png").write_bytes(b"x" * 101)
     monkeypatch.setattr(photographs, "MAX_BYTES", 100)
     with pytest.raises(ValueError, match="101 bytes, the limit is 100"):

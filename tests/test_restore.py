@@ -276,8 +276,9 @@ def test_a_folder_from_the_command_line(run, pictures, tmp_path):
     Image.open(pictures / "c.png").point(lambda v: 255 - v).save(pictures / "c.png")
     assert run(f"--images={pictures}", f"--out={out}", *LEVELS)[0] == 0  # what is the same is kept
     assert [path.name for path, time in times.items() if path.stat().st_mtime_ns != time] == ["c.png"]
-    status, said, err = run(f"--images={pictures / 'a.png'}", f"--out={out}", "--blur=2", "--noise=25/255")
-    assert status == 0 and sorted(path.name for path in out.glob("?.png")) == ["a.png"]  # other settings: made anew
+    times = {path: path.stat().st_mtime_ns for path in out.glob("?.png")}
+    assert run(f"--images={pictures / 'a.png'}", f"--out={out}", "--blur=2", "--noise=25/255")[0] == 0
+    assert [path.name for path, time in times.items() if path.stat().st_mtime_ns != time] == ["a.png"]  # made anew
 
 
 def wiener(image, alpha, beta):
@@ -296,10 +297,12 @@ def test_from_file_to_file_it_is_the_wiener_filter(run, tmp_path):
         "grey": rng.integers(0, 256, (28, 28), np.uint8),
         "colour": rng.integers(0, 256, (28, 28, 3), np.uint8),
         "deep": rng.integers(0, 2**16, (28, 28), np.uint16),
+        "alike": rng.integers(0, 256, (28, 28, 1), np.uint8).repeat(3, 2),
     }
     for name, array in stored.items():
         Image.fromarray(array).save(folder / f"{name}.png")
-    assert run(f"--images={folder}", f"--out={tmp_path / 'out'}", *LEVELS)[0] == 0
+    status, said, _ = run(f"--images={folder}", f"--out={tmp_path / 'out'}", *LEVELS)
+    assert status == 0 and said.count("grey, stored as RGB") == 1 and said.count("colours one by one") == 1
     for name, array in stored.items():
         half = np.iinfo(array.dtype).max / 2
         expected = half * (np.clip(wiener(array / half - 1, 1.0, 25 / 127.5), -1, 1) + 1)
@@ -335,6 +338,96 @@ def test_broken_images_do_not_stop_the_others(run, pictures, tmp_path):
         "c.png",
     }
     assert (tmp_path / "out" / "a_png.png").exists()  # two images of one stem: by their whole names
+
+
+@pytest.fixture
+def copying(run, monkeypatch):
+    """The command line with a restorer that leaves images as they are: it loads and compiles nothing."""
+    monkeypatch.setattr(generate, "load_ema", lambda drawing: (3, {}))
+    monkeypatch.setattr(restorer.Restorer, "__call__", lambda self, image, alpha, beta: image)
+    monkeypatch.setattr(restorer.Restorer, "samples", lambda self, image, a, b, count: np.stack([image] * count))
+    return run
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).tolist()
+
+
+def test_results_of_other_photographs_stay(copying, pictures, tmp_path):
+    """Whatever the settings, the folder and the name; a rerun of the first keeps them too."""
+    out, other, before = tmp_path / "out", tmp_path / "other", pixels(pictures / "a.png")
+    assert copying(f"--images={pictures / 'a.png'}", f"--out={out}", "--blur=1", "--noise=0.2")[0] == 0
+    assert copying(f"--images={pictures / 'b.png'}", f"--out={out}", "--blur=2", "--noise=0.2")[0] == 0
+    other.mkdir()
+    for name in ("a.png", "a.jpg"):
+        Image.fromarray(np.full((40, 40), 7, np.uint8)).save(other / name)
+        status, said, err = copying(f"--images={other / name}", f"--out={out}", "--blur=1", "--noise=0.2")
+        assert status == 1 and "0 of 1 are in" in said
+        named = f"WARNING: {name}: a.png there is the result of {(pictures / 'a.png').resolve()}; name another --out"
+        assert named in err
+    assert pixels(out / "a.png") == before and pixels(out / "b.png") == pixels(pictures / "b.png")
+    (other / "a.png").write_bytes((pictures / "a.png").read_bytes())  # the same photograph, moved
+    for folder in (pictures, other):
+        status, said, _ = copying(f"--images={folder / 'a.png'}", f"--out={out}", "--blur=1.0", "--noise=51/510")
+        assert status == 0 and "0 images restored" in said and "1 of 1 are in" in said
+
+
+def test_a_result_stays_until_the_next_is_made(copying, pictures, tmp_path):
+    """The photograph being broken now; it is none of those that are counted and shown."""
+    out, before = tmp_path / "out", pixels(pictures / "a.png")
+    (pictures / "b.png").unlink()
+    (pictures / "c.png").unlink()
+    assert copying(f"--images={pictures}", f"--out={out}", *LEVELS)[0] == 0
+    (out / "before_after.png").unlink()
+    for make in (lambda path: path.write_text("this is no image"), lambda path: (path.unlink(), os.mkfifo(path))):
+        make(pictures / "a.png")
+        status, said, err = copying(f"--images={pictures}", f"--out={out}", *LEVELS)
+        assert status == 1 and "0 of 1 are in" in said and "WARNING: a.png: not a" in err
+        assert pixels(out / "a.png") == before and not (out / "before_after.png").exists()
+
+
+@pytest.mark.parametrize("error", [OSError("no space left on device"), KeyboardInterrupt()])
+def test_it_goes_on_after_a_full_disk_or_a_crash(copying, pictures, tmp_path, monkeypatch, error):
+    """Where some results of an image are written, and the note was not."""
+    write, arguments = workdirs.write_atomically, (f"--images={pictures / 'a.png'}", f"--out={tmp_path / 'out'}")
+
+    def full(path, content):
+        if path.name == "a_1.png":
+            raise error
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workdirs, "write_atomically", full)
+        if isinstance(error, OSError):
+            assert copying(*arguments, "--estimate=sample", *LEVELS)[0] == 1
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                copying(*arguments, "--estimate=sample", *LEVELS)
+    assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["a_0.png"]
+    assert copying(*arguments, "--estimate=sample", "--count=2", *LEVELS)[0] == 0
+    assert sorted(path.name for path in (tmp_path / "out").glob("a*.png")) == ["a_0.png", "a_1.png"]
+    assert copying(*arguments, *LEVELS)[0] == 0
+    assert [path.name for path in (tmp_path / "out").glob("a*.png")] == ["a.png"]
+
+
+def test_results_whose_names_change(copying, pictures, tmp_path):
+    """A second image of one stem comes, and goes again."""
+    out, expected = tmp_path / "out", (["a.png"], ["a_jpg.png", "a_png.png"], ["a.png", "a_jpg.png"])
+    for names in expected:
+        if len(names) == 2 and names[1] == "a_png.png":
+            Image.open(pictures / "a.png").save(pictures / "a.jpg")
+        else:
+            (pictures / "a.jpg").unlink(missing_ok=True)
+        assert copying(f"--images={pictures}", f"--out={out}", *LEVELS)[0] == 0
+        assert sorted(path.name for path in out.glob("a*.png")) == names
+
+
+def test_links_to_results_are_not_restored_over_them(run, pictures, tmp_path):
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "a.png").symlink_to(pictures / "a.png")
+    status, _, err = run(f"--images={links}", f"--out={pictures}", *LEVELS)
+    assert status == 2 and "is the folder of the images" in err
 
 
 def test_estimated_levels(run, tmp_path):
@@ -396,6 +489,9 @@ def test_goes_on_after_a_signal(run, pictures, tmp_path, monkeypatch):
         (("--images={0}", "--out={0}"), ("is the folder of the images",)),
         (("--images={0}/a.png", "--out={0}"), ("is the folder of the images",)),
         (("--images={0}", "--out={0}/a.png"), ("a.png is a file; name a folder",)),
+        (("--images={0}", "--out={0}/../restored.PNG"), ("restored.PNG would be a folder", "name a folder")),
+        (("--images={0}", "--blur=150"), ("blur 150 px is more than this model knows, 110 px at its most noise",)),
+        (("--images={0}", "--noise=65535/1"), ("noise 1.31e+05 is above the most", "three P_std from P_mean")),
         (("--images={0}", "--checkpoint=7"), ("no checkpoint of step 7", "3")),
         (("--images={0}", "--config.sample.guidance=2"), ("sample.guidance is 2", "leave it at 1")),
         (("--images={0}", "--config.model.channels=16"), ("model.channels was 8 and is now 16",)),
@@ -426,7 +522,11 @@ def test_files_that_were_not_made_here_stay(run, pictures, tmp_path):
 
 def test_a_damaged_note(run, pictures, tmp_path):
     (tmp_path / "out").mkdir()
-    for damaged in ("{", "[]", '{"images": {"a.png": {"sha256": "x", "outputs": ["../a.png"]}}}'):
+    entry = (
+        '{"made_with": {}, "images": {"a.png": {"made_with": "", "source": "", "sha256": "", "finished": true, %s}}}'
+    )
+    wrong = ('"../a.png"', '""', '".."', '"restore.json"', '"before_after.png"', "7")
+    for damaged in ("{", "[]", *(entry % f'"outputs": [{name}]' for name in wrong), entry % '"outputs": ""'):
         (tmp_path / "out" / "restore.json").write_text(damaged)
         status, _, err = run(f"--images={pictures}", f"--out={tmp_path / 'out'}", *LEVELS)
         assert status == 2 and "restore.json is damaged" in err

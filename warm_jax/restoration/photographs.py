@@ -79,6 +79,8 @@ def check_size(width: int, height: int) -> None:
 
 def size(path: pathlib.Path) -> tuple[int, int] | None:
     """(height, width) by the file's header, as stored; None where it cannot be read: `decode` will say why."""
+    if not path.is_file():  # opening a pipe would wait for ever
+        return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
