@@ -139,17 +139,29 @@ def test_draws_have_the_mean_and_the_variance_of_the_posterior():
     assert np.abs(ratio - 1).max() < 0.5  # of one frequency 0.09
 
 
+def test_draws_spread_alike_at_opposite_borders_and_where_tiles_meet():
+    """By symmetry: the law of the image that is turned upside down is the law of the image, turned upside down.
+
+    96 draws of 28 pixels, neighbours alike: the standard error of a row's variance is about 0.04.
+    """
+    drawn = gaussian(POWER, batch_size=64, sample__steps=12).samples(noisy((36, 28, 1)), 1.0, 0.3, 96)[..., 0]
+    rows = drawn.var(0, ddof=1, dtype=np.float64).mean(1)
+    assert rows[-1] / rows[0] == pytest.approx(1, abs=0.2)
+    assert np.abs(rows[4:-4] / rows[4:-4].mean() - 1).max() < 0.15
+
+
+@pytest.mark.slow
 def test_draws_of_a_large_image_have_no_seams():
     """White images: each pixel's variance is P s² / (P + s²), in the middle of a tile and where tiles meet."""
     restoring = gaussian(FLAT, sample__steps=40, batch_size=60)
-    x, count = noisy((42, 56, 1)), 200
+    x, count = noisy((45, 53, 1)), 200
     drawn = restoring.samples(x, 0.0, 0.4, count).astype(np.float64)
     variance = 0.3 * 0.16 / 0.46
     np.testing.assert_allclose(drawn.mean(0), x * 0.3 / 0.46, atol=5 * np.sqrt(variance / count))
     ratio = drawn.var(0, ddof=1)[..., 0] / variance
     level = ratio.mean()  # 40 steps of first order take some of it, everywhere the same
     assert level == pytest.approx(1, abs=0.15)
-    for lines in (ratio.mean(0), ratio.mean(1)):  # of 42 or 56 pixels, 200 draws: standard error below 0.016
+    for lines in (ratio.mean(0), ratio.mean(1)):  # of 45 or 53 pixels, 200 draws: standard error below 0.016
         assert np.abs(lines / level - 1).max() < 0.08
 
 
@@ -189,8 +201,42 @@ def test_added_noise():
 
 def test_too_many_pixels_to_draw(monkeypatch):
     monkeypatch.setattr(restorer, "SAMPLE_PIXELS", 999)
-    with pytest.raises(ValueError, match=r"40×25 pixels are too many .* the limit is 999; .* --estimate=mean"):
-        gaussian(POWER).samples(noisy((25, 40, 1)), 1.0, 0.3, 1)
+    with pytest.raises(ValueError, match=r"40×30 pixels are too many .* the limit is 999; .* --estimate=mean"):
+        gaussian(POWER).samples(noisy((30, 40, 1)), 1.0, 0.3, 1)
+    monkeypatch.setattr(restorer, "SAMPLE_NUMBERS", 28 * 28 * 5 - 1)
+    with pytest.raises(ValueError, match=r"5 draws are too many numbers at once, the limit is 3,919; ask for fewer"):
+        gaussian(POWER).samples(noisy((5, 28, 1)), 1.0, 0.3, 5)
+
+
+def test_too_long_to_draw():
+    """A matrix of a side's frequencies would be of terabytes; what is counted is mirrored up to a tile."""
+    restoring = gaussian(POWER)
+    with pytest.raises(ValueError, match="4194304×28 pixels are too many"):
+        restoring.samples(np.zeros((1, 1 << 22, 1), np.float32), 1.0, 0.3, 1)
+    with pytest.raises(ValueError, match=r"a side of 8193 pixels is too long .* limit is 8,192"):
+        restoring.samples(np.zeros((8193, 3, 1), np.float32), 1.0, 0.3, 1)
+
+
+@pytest.mark.parametrize(
+    ("channels", "alpha", "beta", "count", "named"),
+    [
+        (1, 1.0, 0.0, 1, "beta=0.0; noise must be more than 0"),
+        (1, 1.0, np.nan, 1, "beta=nan"),
+        (1, 1.0, np.inf, 1, "beta=inf"),
+        (1, -0.1, 0.1, 1, "alpha=-0.1; blur must be a number of pixels, at least 0"),
+        (1, np.nan, 0.1, 1, "alpha=nan"),
+        (2, 1.0, 0.1, 1, r"shape \(30, 30, 2\); it must be \[height, width, channels\], of 1 or 3 channels"),
+        (4, 1.0, 0.1, 1, "of 1 or 3 channels"),
+        (1, 1.0, 0.1, 0, "0 draws; it must be at least 1"),
+    ],
+)
+def test_what_is_no_photograph(channels, alpha, beta, count, named):
+    restoring, image = gaussian(FLAT), noisy((30, 30, channels))
+    with pytest.raises(ValueError, match=named):
+        restoring.samples(image, alpha, beta, count)
+    if count:
+        with pytest.raises(ValueError, match=named):
+            restoring(image, alpha, beta)
 
 
 # ── The program ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -310,12 +356,12 @@ def test_from_file_to_file_it_is_the_wiener_filter(run, tmp_path):
         assert found.dtype == array.dtype and np.abs(expected - found).max() <= 0.5 + half * 1e-4, name
 
 
+@pytest.mark.slow
 def test_draws_from_the_command_line(run, pictures, tmp_path):
     out = tmp_path / "out"
     arguments = (f"--images={pictures / 'b.png'}", f"--out={out}", "--estimate=sample", "--count=2", *LEVELS)
-    status, said, err = run(*arguments)  # of configs/smoke.py: Heun, 4 steps
+    status, _, err = run(*arguments)
     assert status == 0, err
-    assert "by ancestral steps (4)" in said and "sample.solver=heun would not draw" in said
     draws = [np.asarray(Image.open(out / f"b_{i}.png")).astype(int) for i in range(2)]
     assert draws[0].shape == (30, 64, 3) and np.abs(draws[0] - draws[1]).mean() > 1
     sheet = np.asarray(Image.open(out / "before_after.png"))
@@ -351,6 +397,23 @@ def copying(run, monkeypatch):
 
 def pixels(path):
     return np.asarray(Image.open(path)).tolist()
+
+
+def test_each_draw_becomes_a_file(copying, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        restorer.Restorer, "samples", lambda self, x, a, b, n: np.stack([np.full_like(x, v) for v in (-1, 0, 1, 2)])
+    )
+    out = tmp_path / "out"
+    status, said, _ = copying(f"--images={pictures / 'b.png'}", f"--out={out}", "--estimate=sample", *LEVELS)
+    assert status == 0 and "by ancestral steps (4)" in said  # of configs/smoke.py: Heun, 4 steps
+    assert "sample.solver=heun would not draw" in said and "vary too little; for their right spread" in said
+    for i, value in enumerate((0, 128, 255, 255)):
+        np.testing.assert_array_equal(pixels(out / f"b_{i}.png"), np.full((30, 64, 3), value))
+    sheet = np.asarray(Image.open(out / "before_after.png"))
+    assert sheet.shape == (256, 4 * 256 + 6, 3)  # the image and three draws
+    shown = Image.open(pictures / "b.png").resize((256, 120), 0)
+    np.testing.assert_array_equal(sheet[68:188, :256], np.asarray(shown))
+    assert sheet[128, 300:1000:258].tolist() == [[0] * 3, [128] * 3, [255] * 3]
 
 
 def test_results_of_other_photographs_stay(copying, pictures, tmp_path):
