@@ -20,7 +20,7 @@ from scipy import fft, ndimage
 from warm_jax import checkpoint, experiment, generate, main, mesh, restore, restorer, workdirs
 from warm_jax.diffusion import oracle
 from warm_jax.models import denoiser
-from warm_jax.restoration import limits
+from warm_jax.restoration import limits, sheet
 
 # ── Exact predictors ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -364,8 +364,8 @@ def test_draws_from_the_command_line(run, pictures, tmp_path):
     assert status == 0, err
     draws = [np.asarray(Image.open(out / f"b_{i}.png")).astype(int) for i in range(2)]
     assert draws[0].shape == (30, 64, 3) and np.abs(draws[0] - draws[1]).mean() > 1
-    sheet = np.asarray(Image.open(out / "before_after.png"))
-    assert sheet.shape == (256, 3 * 256 + 4, 3)  # the image and two draws
+    shown = np.asarray(Image.open(out / "before_after.png"))
+    assert shown.shape == (256, 3 * 256 + 4, 3)  # the image and two draws
 
 
 def test_broken_images_do_not_stop_the_others(run, pictures, tmp_path):
@@ -409,11 +409,11 @@ def test_each_draw_becomes_a_file(copying, pictures, tmp_path, monkeypatch):
     assert "sample.solver=heun would not draw" in said and "vary too little; for their right spread" in said
     for i, value in enumerate((0, 128, 255, 255)):
         np.testing.assert_array_equal(pixels(out / f"b_{i}.png"), np.full((30, 64, 3), value))
-    sheet = np.asarray(Image.open(out / "before_after.png"))
-    assert sheet.shape == (256, 4 * 256 + 6, 3)  # the image and three draws
-    shown = Image.open(pictures / "b.png").resize((256, 120), 0)
-    np.testing.assert_array_equal(sheet[68:188, :256], np.asarray(shown))
-    assert sheet[128, 300:1000:258].tolist() == [[0] * 3, [128] * 3, [255] * 3]
+    shown = np.asarray(Image.open(out / "before_after.png"))
+    assert shown.shape == (256, 4 * 256 + 6, 3)  # the image and three draws
+    before = Image.open(pictures / "b.png").resize((256, 120), 0)
+    np.testing.assert_array_equal(shown[68:188, :256], np.asarray(before))
+    assert shown[128, 300:1000:258].tolist() == [[0] * 3, [128] * 3, [255] * 3]
 
 
 def test_results_of_other_photographs_stay(copying, pictures, tmp_path):
@@ -447,6 +447,19 @@ def test_a_result_stays_until_the_next_is_made(copying, pictures, tmp_path):
         status, said, err = copying(f"--images={pictures}", f"--out={out}", *LEVELS)
         assert status == 1 and "0 of 1 are in" in said and "WARNING: a.png: not a" in err
         assert pixels(out / "a.png") == before and not (out / "before_after.png").exists()
+
+
+def test_a_sheet_of_what_can_be_read(pictures):
+    """One of two rows: a photograph, and a result that is gone or broken meanwhile, fail alone."""
+    (pictures / "text.png").write_text("this is no image")
+    rows = [[pictures / "a.png", pictures / "d.png"], [pictures / "text.png", pictures / "a.png"]]
+    sheet.write(pictures / "sheet.png", rows)
+    assert not (pictures / "sheet.png").exists()
+    sheet.write(pictures / "sheet.png", [*rows, [pictures / "b.png", pictures / "c.png"]])
+    found = np.asarray(Image.open(pictures / "sheet.png"))
+    assert found.shape == (256, 514, 3)  # c.png, of 28×20 pixels, is grey, and 9 times as large
+    grey = np.asarray(Image.open(pictures / "c.png").resize((252, 180), 0))
+    np.testing.assert_array_equal(found[38:218, 260:512], np.stack([grey] * 3, 2))
 
 
 @pytest.mark.parametrize("error", [OSError("no space left on device"), KeyboardInterrupt()])

@@ -5,7 +5,8 @@
     …  --estimate=sample --count=4               draws from the posterior in place of its mean
 
 Written are NAME.png, or NAME_0.png … for draws, restore.json with the levels and what failed, and before_after.png.
-An image that is broken, or of levels that the model does not know, does not stop the others. `restorer.py` says how it
+An image that is broken, or of levels that the model does not know, does not stop the others; what is restored already
+is kept, and its result stays until the next one of the same photograph is made. `restorer.py` says how it
 is done, `restoration/` has the parts: levels, limits, tiles and files.
 """
 
@@ -170,7 +171,7 @@ def _restored(
         made = restore.samples(image, alpha, beta, run.asked.count)
     else:
         made = restore(image, alpha, beta)[None]
-    return made.repeat(channels // image.shape[2], 3), {
+    return made if image.shape[2] == channels else made.repeat(channels, 3), {
         "height": height,
         "width": width,
         "channels": channels,

@@ -39,7 +39,7 @@ from warm_jax.diffusion import dct, predictors, process, sampler
 from warm_jax.restoration import limits, tiles
 
 # Samples hold the whole image, in frequencies too, matrices of its sides, and all draws of it.
-SAMPLE_PIXELS, SAMPLE_SIDE, SAMPLE_NUMBERS = 1 << 22, 1 << 13, 1 << 30
+SAMPLE_PIXELS, SAMPLE_SIDE, SAMPLE_NUMBERS = 1 << 22, 1 << 13, 1 << 28
 
 
 def _of_size(small: process.Process, shape: tuple[int, int, int]) -> process.Process:
