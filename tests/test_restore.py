@@ -314,8 +314,9 @@ def test_a_folder_from_the_command_line(run, pictures, tmp_path):
     for name in ("a", "b", "c"):
         assert Image.open(out / f"{name}.png").size == Image.open(pictures / f"{name}.png").size
     note = json.loads((out / "restore.json").read_text())
-    assert note["made_with"]["checkpoint_step"] == 3 and len(note["made_with"]["weights"]) == 64
     entry = note["images"]["b.png"]
+    made_with = note["made_with"][entry["made_with"]]
+    assert made_with["checkpoint_step"] == 3 and len(made_with["weights"]) == 64
     assert (entry["width"], entry["height"], entry["bits"], entry["estimated"]) == (64, 30, 8, [])
     assert entry["restored_as"] == pytest.approx({"alpha": 1, "beta": 25 / 127.5, "bnr": 5.1})
     times = {path: path.stat().st_mtime_ns for path in out.glob("?.png")}
