@@ -100,6 +100,21 @@ def test_an_image_of_one_colour_and_one_too_small():
         levels.estimate(np.zeros((40, 31, 1), np.float32))
 
 
+def test_bars_of_a_letterbox_tell_nothing():
+    """More than half of the image is black or white, without noise."""
+    image = np.clip(power_law_image(0.5, 0.1, size=(100, 200)), -0.98, 0.98)
+    boxed = np.concatenate([-np.ones((70, 200, 1), np.float32), image, np.ones((70, 200, 1), np.float32)])
+    assert levels.wavelet_noise(boxed) == pytest.approx(levels.wavelet_noise(image), rel=0.1)
+    assert levels.wavelet_noise(image) == pytest.approx(0.1, rel=0.1)
+    assert levels.wavelet_noise(np.ones((40, 40, 3), np.float32)) == 0
+
+
+def test_what_is_given_may_lie_beyond_what_is_looked_for():
+    image = power_law_image(25.0, 0.1)
+    assert levels.estimate(image, Given(25.0, None)) == pytest.approx((25.0, 0.1), rel=0.03)
+    assert levels.estimate(image, Given(None, 131070.0)).beta == 131070.0
+
+
 # ── What a model serves ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -166,6 +181,51 @@ def test_noise_that_is_added_is_the_least_that_helps(known, given, beta):
     found = known.serve(Levels(*given), add_noise=True)
     assert found.levels == pytest.approx((given[0], beta), rel=1e-5, abs=1e-5)
     assert found.added == (beta != given[1])
+
+
+@pytest.mark.parametrize(
+    ("known", "given", "named"),
+    [
+        (AMORTISED, (110.0, None), "blur 110 px is more than this model knows, 100 px at its most noise, 10"),
+        (HOT, (0.1, None), "more than this model knows, 0 px .*; use an :amortised one"),
+        (LINE, (6.0, None), "more than this model knows, 5 px .*; use an :amortised one"),
+        (AMORTISED, (None, 11.0), "noise 11 is above the most"),
+        (LINE, (None, 11.0), "noise 11 is above the most"),
+        (AMORTISED, (None, 0.0), "noise 0 is below the least .* --add_noise"),
+        (AMORTISED, (2.0, 0.1), "ratio of 20"),
+        (AMORTISED, (104.0, None), None),
+        (LINE, (5.0, None), None),
+        (HOT, (0.0, None), None),
+        (LINE, (None, 9.0), None),
+        (WITHOUT_ZERO, (None, 9.0), None),
+        (AMORTISED, (None, 9.0), None),
+        (AMORTISED, (None, None), None),
+    ],
+)
+def test_one_level_that_no_other_helps_is_refused(known, given, named):
+    if named is None:
+        assert known.check(Given(*given), add_noise=False) is None
+    else:
+        with pytest.raises(ValueError, match=named):
+            known.check(Given(*given), add_noise=False)
+    assert AMORTISED.check(Given(None, 0.0), add_noise=True) is None
+
+
+def test_limits_of_grey_are_told_in_its_own_units():
+    """By a model of colour, which is told √3 β: blur 1 needs √3 β · 10 ≥ 1, and the least is 0.01 / √3."""
+    grey = AMORTISED.for_noise_times(3**0.5)
+    found = grey.serve(Levels(1.0, 0.02), add_noise=True)
+    assert found.levels == pytest.approx((1.0, 0.1 / 3**0.5), rel=1e-5)
+    assert found.notes == ("noise was added, from 0.02 up to 0.0577",)
+    assert grey.serve(Levels(1.0, 0.06), add_noise=False).levels == (1.0, 0.06)  # a ratio of 17
+    with pytest.raises(
+        ValueError, match=r"ratio of 50, .* from 0.866 to 17.3, there a blur of 0.346 px; .* to 0.0577 "
+    ):
+        grey.serve(Levels(1.0, 0.02), add_noise=False)
+    with pytest.raises(ValueError, match=r"least that this model knows, 0.00577 \(0.736/255, by training, for grey\)"):
+        grey.serve(Levels(0.0, 0.005), add_noise=False)
+    line = LINE.for_noise_times(3**0.5)
+    assert line.most_blur(1.0) == pytest.approx(0.5 * 3**0.5)
 
 
 @pytest.mark.parametrize("system", ["ddpm", "blurring", "ihdm", "cold", "pfgmpp", "another"])

@@ -162,6 +162,43 @@ def test_the_colour_profile_stays():
     assert reread(found).info["icc_profile"] == profile
 
 
+@pytest.mark.parametrize("colour", [0, 2, 6])
+def test_the_colour_profile_of_16_bits_stays(colour):
+    """A grey one by Pillow, others by pypng; written by hand, read back by Pillow."""
+    pytest.importorskip("png")
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    content = deep_png(RNG.integers(0, 2**16, (5, 7, (1, 0, 3, 0, 0, 0, 4)[colour]), np.uint16), colour)
+    content = content[:33] + chunk(b"iCCP", b"sRGB\0\0" + zlib.compress(profile)) + content[33:]
+    found = photographs.decode(content)
+    assert found.bits == 16 and found.notes == ()
+    again = reread(found)
+    again.load()
+    assert again.info["icc_profile"] == profile
+
+
+def test_a_colour_of_16_bits_that_is_transparent():
+    pytest.importorskip("png")
+    array = RNG.integers(0, 2**16, (5, 7, 3), np.uint16)
+    array[2:4, 3] = 1, 256, 40_000
+    array[0, 0] = 1, 256, 40_001  # another, of which 8 bits would be the same
+    content = deep_png(array, 2)
+    content = content[:33] + chunk(b"tRNS", struct.pack(">3H", 1, 256, 40_000)) + content[33:]
+    found = photographs.decode(content)
+    expected = np.full((5, 7), 65535)
+    expected[2:4, 3] = 0
+    np.testing.assert_array_equal(found.transparency, expected)
+    np.testing.assert_allclose(found.pixels, values(array, 16), atol=1e-6)
+    assert reread(found).mode == "RGBA"
+
+
+@pytest.mark.parametrize(("bits", "gamma", "noted"), [(8, 45455, False), (8, 100_000, True), (16, 100_000, True)])
+def test_a_gamma_that_is_dropped_is_noted(bits, gamma, noted):
+    pytest.importorskip("png")
+    content = encoded(Image.fromarray(RGB)) if bits == 8 else deep_png(RGB.astype(np.uint16), 2)
+    found = photographs.decode(content[:33] + chunk(b"gAMA", struct.pack(">I", gamma)) + content[33:])
+    assert found.notes == (("its gamma, 1, was dropped",) if noted else ())
+
+
 def header_of(width, height):
     return (
         b"\x89PNG\r\n\x1a\n"
@@ -230,6 +267,7 @@ def test_what_is_not_to_be_read(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ValueError, match="not a file"):
         photographs.load(tmp_path / "pipe.png")
+    assert photographs.size(tmp_path / "pipe.png") is None  # and does not wait for a writer
     (tmp_path / "long.png").write_bytes(b"x" * 101)
     monkeypatch.setattr(photographs, "MAX_BYTES", 100)
     with pytest.raises(ValueError, match="101 bytes, the limit is 100"):

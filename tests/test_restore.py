@@ -20,7 +20,7 @@ from scipy import fft, ndimage
 from warm_jax import checkpoint, experiment, generate, main, mesh, restore, restorer, workdirs
 from warm_jax.diffusion import oracle
 from warm_jax.models import denoiser
-from warm_jax.restoration import limits
+from warm_jax.restoration import limits, sheet
 
 # ── Exact predictors ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -139,17 +139,29 @@ def test_draws_have_the_mean_and_the_variance_of_the_posterior():
     assert np.abs(ratio - 1).max() < 0.5  # of one frequency 0.09
 
 
+def test_draws_spread_alike_at_opposite_borders_and_where_tiles_meet():
+    """By symmetry: the law of the image that is turned upside down is the law of the image, turned upside down.
+
+    96 draws of 28 pixels, neighbours alike: the standard error of a row's variance is about 0.04.
+    """
+    drawn = gaussian(POWER, batch_size=64, sample__steps=12).samples(noisy((36, 28, 1)), 1.0, 0.3, 96)[..., 0]
+    rows = drawn.var(0, ddof=1, dtype=np.float64).mean(1)
+    assert rows[-1] / rows[0] == pytest.approx(1, abs=0.2)
+    assert np.abs(rows[4:-4] / rows[4:-4].mean() - 1).max() < 0.15
+
+
+@pytest.mark.slow
 def test_draws_of_a_large_image_have_no_seams():
     """White images: each pixel's variance is P s² / (P + s²), in the middle of a tile and where tiles meet."""
     restoring = gaussian(FLAT, sample__steps=40, batch_size=60)
-    x, count = noisy((42, 56, 1)), 200
+    x, count = noisy((45, 53, 1)), 200
     drawn = restoring.samples(x, 0.0, 0.4, count).astype(np.float64)
     variance = 0.3 * 0.16 / 0.46
     np.testing.assert_allclose(drawn.mean(0), x * 0.3 / 0.46, atol=5 * np.sqrt(variance / count))
     ratio = drawn.var(0, ddof=1)[..., 0] / variance
     level = ratio.mean()  # 40 steps of first order take some of it, everywhere the same
     assert level == pytest.approx(1, abs=0.15)
-    for lines in (ratio.mean(0), ratio.mean(1)):  # of 42 or 56 pixels, 200 draws: standard error below 0.016
+    for lines in (ratio.mean(0), ratio.mean(1)):  # of 45 or 53 pixels, 200 draws: standard error below 0.016
         assert np.abs(lines / level - 1).max() < 0.08
 
 
@@ -189,8 +201,42 @@ def test_added_noise():
 
 def test_too_many_pixels_to_draw(monkeypatch):
     monkeypatch.setattr(restorer, "SAMPLE_PIXELS", 999)
-    with pytest.raises(ValueError, match=r"40×25 pixels are too many .* the limit is 999; .* --estimate=mean"):
-        gaussian(POWER).samples(noisy((25, 40, 1)), 1.0, 0.3, 1)
+    with pytest.raises(ValueError, match=r"40×30 pixels are too many .* the limit is 999; .* --estimate=mean"):
+        gaussian(POWER).samples(noisy((30, 40, 1)), 1.0, 0.3, 1)
+    monkeypatch.setattr(restorer, "SAMPLE_NUMBERS", 28 * 28 * 5 - 1)
+    with pytest.raises(ValueError, match=r"5 draws are too many numbers at once, the limit is 3,919; ask for fewer"):
+        gaussian(POWER).samples(noisy((5, 28, 1)), 1.0, 0.3, 5)
+
+
+def test_too_long_to_draw():
+    """A matrix of a side's frequencies would be of terabytes; what is counted is mirrored up to a tile."""
+    restoring = gaussian(POWER)
+    with pytest.raises(ValueError, match="4194304×28 pixels are too many"):
+        restoring.samples(np.zeros((1, 1 << 22, 1), np.float32), 1.0, 0.3, 1)
+    with pytest.raises(ValueError, match=r"a side of 8193 pixels is too long .* limit is 8,192"):
+        restoring.samples(np.zeros((8193, 3, 1), np.float32), 1.0, 0.3, 1)
+
+
+@pytest.mark.parametrize(
+    ("channels", "alpha", "beta", "count", "named"),
+    [
+        (1, 1.0, 0.0, 1, "beta=0.0; noise must be more than 0"),
+        (1, 1.0, np.nan, 1, "beta=nan"),
+        (1, 1.0, np.inf, 1, "beta=inf"),
+        (1, -0.1, 0.1, 1, "alpha=-0.1; blur must be a number of pixels, at least 0"),
+        (1, np.nan, 0.1, 1, "alpha=nan"),
+        (2, 1.0, 0.1, 1, r"shape \(30, 30, 2\); it must be \[height, width, channels\], of 1 or 3 channels"),
+        (4, 1.0, 0.1, 1, "of 1 or 3 channels"),
+        (1, 1.0, 0.1, 0, "0 draws; it must be at least 1"),
+    ],
+)
+def test_what_is_no_photograph(channels, alpha, beta, count, named):
+    restoring, image = gaussian(FLAT), noisy((30, 30, channels))
+    with pytest.raises(ValueError, match=named):
+        restoring.samples(image, alpha, beta, count)
+    if count:
+        with pytest.raises(ValueError, match=named):
+            restoring(image, alpha, beta)
 
 
 # ── The program ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -268,16 +314,18 @@ def test_a_folder_from_the_command_line(run, pictures, tmp_path):
     for name in ("a", "b", "c"):
         assert Image.open(out / f"{name}.png").size == Image.open(pictures / f"{name}.png").size
     note = json.loads((out / "restore.json").read_text())
-    assert note["made_with"]["checkpoint_step"] == 3 and len(note["made_with"]["weights"]) == 64
     entry = note["images"]["b.png"]
+    made_with = note["made_with"][entry["made_with"]]
+    assert made_with["checkpoint_step"] == 3 and len(made_with["weights"]) == 64
     assert (entry["width"], entry["height"], entry["bits"], entry["estimated"]) == (64, 30, 8, [])
     assert entry["restored_as"] == pytest.approx({"alpha": 1, "beta": 25 / 127.5, "bnr": 5.1})
     times = {path: path.stat().st_mtime_ns for path in out.glob("?.png")}
     Image.open(pictures / "c.png").point(lambda v: 255 - v).save(pictures / "c.png")
     assert run(f"--images={pictures}", f"--out={out}", *LEVELS)[0] == 0  # what is the same is kept
     assert [path.name for path, time in times.items() if path.stat().st_mtime_ns != time] == ["c.png"]
-    status, said, err = run(f"--images={pictures / 'a.png'}", f"--out={out}", "--blur=2", "--noise=25/255")
-    assert status == 0 and sorted(path.name for path in out.glob("?.png")) == ["a.png"]  # other settings: made anew
+    times = {path: path.stat().st_mtime_ns for path in out.glob("?.png")}
+    assert run(f"--images={pictures / 'a.png'}", f"--out={out}", "--blur=2", "--noise=25/255")[0] == 0
+    assert [path.name for path, time in times.items() if path.stat().st_mtime_ns != time] == ["a.png"]  # made anew
 
 
 def wiener(image, alpha, beta):
@@ -296,10 +344,12 @@ def test_from_file_to_file_it_is_the_wiener_filter(run, tmp_path):
         "grey": rng.integers(0, 256, (28, 28), np.uint8),
         "colour": rng.integers(0, 256, (28, 28, 3), np.uint8),
         "deep": rng.integers(0, 2**16, (28, 28), np.uint16),
+        "alike": rng.integers(0, 256, (28, 28, 1), np.uint8).repeat(3, 2),
     }
     for name, array in stored.items():
         Image.fromarray(array).save(folder / f"{name}.png")
-    assert run(f"--images={folder}", f"--out={tmp_path / 'out'}", *LEVELS)[0] == 0
+    status, said, _ = run(f"--images={folder}", f"--out={tmp_path / 'out'}", *LEVELS)
+    assert status == 0 and said.count("grey, stored as RGB") == 1 and said.count("colours one by one") == 1
     for name, array in stored.items():
         half = np.iinfo(array.dtype).max / 2
         expected = half * (np.clip(wiener(array / half - 1, 1.0, 25 / 127.5), -1, 1) + 1)
@@ -307,16 +357,16 @@ def test_from_file_to_file_it_is_the_wiener_filter(run, tmp_path):
         assert found.dtype == array.dtype and np.abs(expected - found).max() <= 0.5 + half * 1e-4, name
 
 
+@pytest.mark.slow
 def test_draws_from_the_command_line(run, pictures, tmp_path):
     out = tmp_path / "out"
     arguments = (f"--images={pictures / 'b.png'}", f"--out={out}", "--estimate=sample", "--count=2", *LEVELS)
-    status, said, err = run(*arguments)  # of configs/smoke.py: Heun, 4 steps
+    status, _, err = run(*arguments)
     assert status == 0, err
-    assert "by ancestral steps (4)" in said and "sample.solver=heun would not draw" in said
     draws = [np.asarray(Image.open(out / f"b_{i}.png")).astype(int) for i in range(2)]
     assert draws[0].shape == (30, 64, 3) and np.abs(draws[0] - draws[1]).mean() > 1
-    sheet = np.asarray(Image.open(out / "before_after.png"))
-    assert sheet.shape == (256, 3 * 256 + 4, 3)  # the image and two draws
+    shown = np.asarray(Image.open(out / "before_after.png"))
+    assert shown.shape == (256, 3 * 256 + 4, 3)  # the image and two draws
 
 
 def test_broken_images_do_not_stop_the_others(run, pictures, tmp_path):
@@ -335,6 +385,126 @@ def test_broken_images_do_not_stop_the_others(run, pictures, tmp_path):
         "c.png",
     }
     assert (tmp_path / "out" / "a_png.png").exists()  # two images of one stem: by their whole names
+
+
+@pytest.fixture
+def copying(run, monkeypatch):
+    """The command line with a restorer that leaves images as they are: it loads and compiles nothing."""
+    monkeypatch.setattr(generate, "load_ema", lambda drawing: (3, {}))
+    monkeypatch.setattr(restorer.Restorer, "__call__", lambda self, image, alpha, beta: image)
+    monkeypatch.setattr(restorer.Restorer, "samples", lambda self, image, a, b, count: np.stack([image] * count))
+    return run
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).tolist()
+
+
+def test_each_draw_becomes_a_file(copying, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        restorer.Restorer, "samples", lambda self, x, a, b, n: np.stack([np.full_like(x, v) for v in (-1, 0, 1, 2)])
+    )
+    out = tmp_path / "out"
+    status, said, _ = copying(f"--images={pictures / 'b.png'}", f"--out={out}", "--estimate=sample", *LEVELS)
+    assert status == 0 and "by ancestral steps (4)" in said  # of configs/smoke.py: Heun, 4 steps
+    assert "sample.solver=heun would not draw" in said and "vary too little; for their right spread" in said
+    for i, value in enumerate((0, 128, 255, 255)):
+        np.testing.assert_array_equal(pixels(out / f"b_{i}.png"), np.full((30, 64, 3), value))
+    shown = np.asarray(Image.open(out / "before_after.png"))
+    assert shown.shape == (256, 4 * 256 + 6, 3)  # the image and three draws
+    before = Image.open(pictures / "b.png").resize((256, 120), 0)
+    np.testing.assert_array_equal(shown[68:188, :256], np.asarray(before))
+    assert shown[128, 300:1000:258].tolist() == [[0] * 3, [128] * 3, [255] * 3]
+
+
+def test_results_of_other_photographs_stay(copying, pictures, tmp_path):
+    """Whatever the settings, the folder and the name; a rerun of the first keeps them too."""
+    out, other, before = tmp_path / "out", tmp_path / "other", pixels(pictures / "a.png")
+    assert copying(f"--images={pictures / 'a.png'}", f"--out={out}", "--blur=1", "--noise=0.2")[0] == 0
+    assert copying(f"--images={pictures / 'b.png'}", f"--out={out}", "--blur=2", "--noise=0.2")[0] == 0
+    other.mkdir()
+    for name in ("a.png", "a.jpg"):
+        Image.fromarray(np.full((40, 40), 7, np.uint8)).save(other / name)
+        status, said, err = copying(f"--images={other / name}", f"--out={out}", "--blur=1", "--noise=0.2")
+        assert status == 1 and "0 of 1 are in" in said
+        named = f"WARNING: {name}: a.png there is the result of {(pictures / 'a.png').resolve()}; name another --out"
+        assert named in err
+    assert pixels(out / "a.png") == before and pixels(out / "b.png") == pixels(pictures / "b.png")
+    (other / "a.png").write_bytes((pictures / "a.png").read_bytes())  # the same photograph, moved
+    for folder in (pictures, other):
+        status, said, _ = copying(f"--images={folder / 'a.png'}", f"--out={out}", "--blur=1.0", "--noise=51/510")
+        assert status == 0 and "0 images restored" in said and "1 of 1 are in" in said
+
+
+def test_a_result_stays_until_the_next_is_made(copying, pictures, tmp_path):
+    """The photograph being broken now; it is none of those that are counted and shown."""
+    out, before = tmp_path / "out", pixels(pictures / "a.png")
+    (pictures / "b.png").unlink()
+    (pictures / "c.png").unlink()
+    assert copying(f"--images={pictures}", f"--out={out}", *LEVELS)[0] == 0
+    (out / "before_after.png").unlink()
+    for make in (lambda path: path.write_text("this is no image"), lambda path: (path.unlink(), os.mkfifo(path))):
+        make(pictures / "a.png")
+        status, said, err = copying(f"--images={pictures}", f"--out={out}", *LEVELS)
+        assert status == 1 and "0 of 1 are in" in said and "WARNING: a.png: not a" in err
+        assert pixels(out / "a.png") == before and not (out / "before_after.png").exists()
+
+
+def test_a_sheet_of_what_can_be_read(pictures):
+    """One of two rows: a photograph, and a result that is gone or broken meanwhile, fail alone."""
+    (pictures / "text.png").write_text("this is no image")
+    rows = [[pictures / "a.png", pictures / "d.png"], [pictures / "text.png", pictures / "a.png"]]
+    sheet.write(pictures / "sheet.png", rows)
+    assert not (pictures / "sheet.png").exists()
+    sheet.write(pictures / "sheet.png", [*rows, [pictures / "b.png", pictures / "c.png"]])
+    found = np.asarray(Image.open(pictures / "sheet.png"))
+    assert found.shape == (256, 514, 3)  # c.png, of 28×20 pixels, is grey, and 9 times as large
+    grey = np.asarray(Image.open(pictures / "c.png").resize((252, 180), 0))
+    np.testing.assert_array_equal(found[38:218, 260:512], np.stack([grey] * 3, 2))
+
+
+@pytest.mark.parametrize("error", [OSError("no space left on device"), KeyboardInterrupt()])
+def test_it_goes_on_after_a_full_disk_or_a_crash(copying, pictures, tmp_path, monkeypatch, error):
+    """Where some results of an image are written, and the note was not."""
+    write, arguments = workdirs.write_atomically, (f"--images={pictures / 'a.png'}", f"--out={tmp_path / 'out'}")
+
+    def full(path, content):
+        if path.name == "a_1.png":
+            raise error
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workdirs, "write_atomically", full)
+        if isinstance(error, OSError):
+            assert copying(*arguments, "--estimate=sample", *LEVELS)[0] == 1
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                copying(*arguments, "--estimate=sample", *LEVELS)
+    assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["a_0.png"]
+    assert copying(*arguments, "--estimate=sample", "--count=2", *LEVELS)[0] == 0
+    assert sorted(path.name for path in (tmp_path / "out").glob("a*.png")) == ["a_0.png", "a_1.png"]
+    assert copying(*arguments, *LEVELS)[0] == 0
+    assert [path.name for path in (tmp_path / "out").glob("a*.png")] == ["a.png"]
+
+
+def test_results_whose_names_change(copying, pictures, tmp_path):
+    """A second image of one stem comes, and goes again."""
+    out, expected = tmp_path / "out", (["a.png"], ["a_jpg.png", "a_png.png"], ["a.png", "a_jpg.png"])
+    for names in expected:
+        if len(names) == 2 and names[1] == "a_png.png":
+            Image.open(pictures / "a.png").save(pictures / "a.jpg")
+        else:
+            (pictures / "a.jpg").unlink(missing_ok=True)
+        assert copying(f"--images={pictures}", f"--out={out}", *LEVELS)[0] == 0
+        assert sorted(path.name for path in out.glob("a*.png")) == names
+
+
+def test_links_to_results_are_not_restored_over_them(run, pictures, tmp_path):
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "a.png").symlink_to(pictures / "a.png")
+    status, _, err = run(f"--images={links}", f"--out={pictures}", *LEVELS)
+    assert status == 2 and "is the folder of the images" in err
 
 
 def test_estimated_levels(run, tmp_path):
@@ -396,6 +566,9 @@ def test_goes_on_after_a_signal(run, pictures, tmp_path, monkeypatch):
         (("--images={0}", "--out={0}"), ("is the folder of the images",)),
         (("--images={0}/a.png", "--out={0}"), ("is the folder of the images",)),
         (("--images={0}", "--out={0}/a.png"), ("a.png is a file; name a folder",)),
+        (("--images={0}", "--out={0}/../restored.PNG"), ("restored.PNG would be a folder", "name a folder")),
+        (("--images={0}", "--blur=150"), ("blur 150 px is more than this model knows, 110 px at its most noise",)),
+        (("--images={0}", "--noise=65535/1"), ("noise 1.31e+05 is above the most", "three P_std from P_mean")),
         (("--images={0}", "--checkpoint=7"), ("no checkpoint of step 7", "3")),
         (("--images={0}", "--config.sample.guidance=2"), ("sample.guidance is 2", "leave it at 1")),
         (("--images={0}", "--config.model.channels=16"), ("model.channels was 8 and is now 16",)),
@@ -426,7 +599,11 @@ def test_files_that_were_not_made_here_stay(run, pictures, tmp_path):
 
 def test_a_damaged_note(run, pictures, tmp_path):
     (tmp_path / "out").mkdir()
-    for damaged in ("{", "[]", '{"images": {"a.png": {"sha256": "x", "outputs": ["../a.png"]}}}'):
+    entry = (
+        '{"made_with": {}, "images": {"a.png": {"made_with": "", "source": "", "sha256": "", "finished": true, %s}}}'
+    )
+    wrong = ('"../a.png"', '""', '".."', '"restore.json"', '"before_after.png"', "7")
+    for damaged in ("{", "[]", *(entry % f'"outputs": [{name}]' for name in wrong), entry % '"outputs": ""'):
         (tmp_path / "out" / "restore.json").write_text(damaged)
         status, _, err = run(f"--images={pictures}", f"--out={tmp_path / 'out'}", *LEVELS)
         assert status == 2 and "restore.json is damaged" in err

@@ -5,12 +5,12 @@
     …  --estimate=sample --count=4               draws from the posterior in place of its mean
 
 Written are NAME.png, or NAME_0.png … for draws, restore.json with the levels and what failed, and before_after.png.
-An image that is broken, or of levels that the model does not know, does not stop the others. `restorer.py` says how it
+An image that is broken, or of levels that the model does not know, does not stop the others; what is restored already
+is kept, and its result stays until the next one of the same photograph is made. `restorer.py` says how it
 is done, `restoration/` has the parts: levels, limits, tiles and files.
 """
 
 import dataclasses
-import hashlib
 import pathlib
 import time
 from collections import Counter
@@ -18,13 +18,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float32, PyTree, UInt8
+from jaxtyping import Float32, PyTree
 from ml_collections import ConfigDict
 
-from warm_jax import experiment, generate, log, pictures, preemption, restorer, workdirs
-from warm_jax.restoration import ledger, levels, limits, photographs, tiles
+from warm_jax import experiment, generate, log, preemption, restorer, workdirs
+from warm_jax.restoration import ledger, levels, limits, photographs, sheet, tiles
 
-SHEET_IMAGES, SHEET_SIDE = 6, 256  # of the sheet, and the most pixels of an image that it shows
 _ESTIMATES = ("mean", "sample")
 
 
@@ -91,12 +90,10 @@ def _outputs(files: list[pathlib.Path], asked: Asked) -> dict[pathlib.Path, tupl
 
 def _check_given(known: limits.Limits, given: levels.Given, channels: int, add_noise: bool) -> None:
     """Raises ValueError where levels that were given can be those of no image, of colour or grey."""
-    if given.alpha is None or given.beta is None:
-        return
     refused = []
     for factor in sorted({1.0, channels**0.5}):  # `Restorer.noise_factor`
         try:
-            known.serve(levels.Levels(given.alpha, given.beta * factor), add_noise)
+            known.for_noise_times(factor).check(given, add_noise)
             return
         except ValueError as error:
             refused.append(error)
@@ -157,11 +154,15 @@ def _restored(
     run: Run, restore: restorer.Restorer, photograph: photographs.Photograph
 ) -> tuple[Float32[np.ndarray, "n h w c"], dict[str, object]]:
     """The results of one photograph, and what is to be said of it. ValueError for levels that the model cannot do."""
-    given, image = run.given, photograph.pixels
+    given, (height, width, channels), image = run.given, photograph.pixels.shape, photograph.pixels
+    notes, own = [*photograph.notes], run.experiment.process.image_shape[2]
+    if channels == 3 and (image == image[..., :1]).all():  # its noise is one, too
+        image = image[..., :1]
+        notes.append("grey, stored as RGB")
     found, factor = levels.estimate(image, given), restore.noise_factor(image.shape[2])
-    served = run.limits.serve(found._replace(beta=factor * found.beta), run.asked.add_noise)
-    notes, own = [*photograph.notes, *served.notes], run.experiment.process.image_shape[2]
-    alpha, beta = served.levels.alpha, served.levels.beta / factor
+    served = run.limits.for_noise_times(factor).serve(found, run.asked.add_noise)
+    notes += served.notes
+    alpha, beta = served.levels
     if served.added:
         image = restorer.noisier(image, found.beta, beta)
     if image.shape[2] != own:
@@ -170,8 +171,7 @@ def _restored(
         made = restore.samples(image, alpha, beta, run.asked.count)
     else:
         made = restore(image, alpha, beta)[None]
-    height, width, channels = image.shape
-    return made, {
+    return made if image.shape[2] == channels else made.repeat(channels, 3), {
         "height": height,
         "width": width,
         "channels": channels,
@@ -179,7 +179,7 @@ def _restored(
         "blur": found.alpha,
         "noise": found.beta,
         "estimated": [name for name, value in zip(("blur", "noise"), given, strict=True) if value is None],
-        "restored_as": {**served.levels._asdict(), "bnr": served.levels.alpha / served.levels.beta},
+        "restored_as": {"alpha": alpha, "beta": beta, "bnr": alpha / beta},
         "notes": notes,
     }
 
@@ -190,28 +190,6 @@ def _line(name: str, entry: dict[str, object]) -> str:
     return "; ".join([f"{name}: {size}, {found}{guessed}, BNR {entry['restored_as']['bnr']:.3g}", *entry["notes"]])
 
 
-def _cell(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "s s 3"]:
-    """The middle of an image on a white square, its pixels repeated where it is small."""
-    top, left = (max(0, n - SHEET_SIDE) // 2 for n in image.shape[:2])
-    image = image[top : top + SHEET_SIDE, left : left + SHEET_SIDE]
-    image = image.repeat(scale := max(1, SHEET_SIDE // max(image.shape[:2])), 0).repeat(scale, 1)
-    cell, (height, width, channels) = np.full((SHEET_SIDE, SHEET_SIDE, 3), 255, np.uint8), image.shape
-    top, left = (SHEET_SIDE - height) // 2, (SHEET_SIDE - width) // 2
-    cell[top : top + height, left : left + width] = image.repeat(3, 2) if channels == 1 else image
-    return cell
-
-
-def _sheet(run: Run, note: dict) -> None:
-    """Writes before_after.png: the middle of the first images, each beside up to three of its results."""
-    cells, columns = [], 0
-    for path in [path for path in run.outputs if path.name in note["images"]][:SHEET_IMAGES]:
-        files = [path, *(run.drawing.out / name for name in run.outputs[path][:3])]
-        cells += [_cell(photographs.stored(photographs.decode(file.read_bytes()).pixels, 8)) for file in files]
-        columns = len(files)
-    if cells:
-        pictures.save_png(run.drawing.out / ledger.SHEET, pictures.grid(np.stack(cells), columns))
-
-
 # ── The program ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -220,9 +198,9 @@ def _made_with(run: Run, step: int, weights: PyTree) -> dict:
     made = generate.made_with(run.drawing, step, weights)
     needed = ("clip", "class_label", "steps") if run.asked.estimate == "sample" else ("clip", "class_label")
     made["sample"] = {name: made["sample"][name] for name in needed}
-    asked = run.asked._asdict()
-    del asked["images"], asked["ema"]
-    return {**made, **(asked if run.asked.estimate == "sample" else {**asked, "count": 1})}
+    count = run.asked.count if run.asked.estimate == "sample" else 1
+    levels_ = {"blur": run.given.alpha, "noise": run.given.beta, "add_noise": run.asked.add_noise}
+    return {**made, **levels_, "estimate": run.asked.estimate, "count": count}
 
 
 def _said_before(run: Run) -> list[str]:
@@ -243,18 +221,17 @@ def _said_before(run: Run) -> list[str]:
     return said
 
 
-def _one(run: Run, restoring: restorer.Restorer, note: dict, path: pathlib.Path) -> bool:
+def _one(run: Run, restoring: restorer.Restorer, note: dict, key: str, path: pathlib.Path) -> bool:
     """Restores one image and notes it, unless that is done already; whether it was to be done."""
-    content, names, out = photographs.load(path), run.outputs[path], run.drawing.out
-    digest = hashlib.sha256(content).hexdigest()
-    if ledger.has(out, note, path.name, digest, names):
+    content, out = photographs.load(path), run.drawing.out
+    claim = ledger.claim(key, path, content, run.outputs[path])
+    if ledger.has(out, note, path.name, claim):
         return False
-    ledger.drop(out, note, set(names))
+    ledger.check_free(note, path.name, claim)
     photograph = photographs.decode(content)
     made, entry = _restored(run, restoring, photograph)
-    for name, pixels in zip(names, made, strict=True):
-        workdirs.write_atomically(out / name, photographs.encode(photograph, pixels))
-    note["images"][path.name] = {**entry, "sha256": digest, "outputs": list(names)}
+    files = [photographs.encode(photograph, pixels) for pixels in made]
+    ledger.put(out, note, path.name, {**claim, **entry}, files)
     log.say(_line(path.name, entry))
     return True
 
@@ -263,28 +240,31 @@ def _one(run: Run, restoring: restorer.Restorer, note: dict, path: pathlib.Path)
 def restore(run: Run) -> int:
     """Restores the images that the same settings have not restored yet, and writes them. Returns the exit status."""
     step, weights = generate.load_ema(run.drawing)
-    note = ledger.begin(run.drawing.out, _made_with(run, step, weights))
+    out, done = run.drawing.out, []
+    note, key = ledger.begin(out, _made_with(run, step, weights))
     log.say("\n".join([f"checkpoint of step {step}; {len(run.outputs)} images", *_said_before(run)]))
     restoring, started, fresh = restorer_of(run, weights), time.perf_counter(), 0
     bar = log.progress(len(run.outputs), unit="image", doing="restoring")
     stopped = False
-    for path in run.outputs:
-        if stopped := bool(preemption.requested()):
-            break
-        try:
-            fresh += _one(run, restoring, note, path)
-        except (ValueError, OSError, MemoryError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
-            note["failures"][path.name] = " ".join(str(error).split()) or type(error).__name__
-        ledger.write(run.drawing.out, note)
-        bar.update(1)
-    seconds = time.perf_counter() - started
-    bar.close()
-    _sheet(run, note)
-    for name, reason in note["failures"].items():
-        log.warn(f"{name}: {reason}")
+    try:
+        for path in run.outputs:
+            if stopped := bool(preemption.requested()):
+                break
+            try:
+                fresh += _one(run, restoring, note, key, path)
+                done.append(path)
+            except (ValueError, OSError, MemoryError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
+                note["failures"][path.name] = " ".join(str(error).split()) or type(error).__name__
+                ledger.write(out, note)
+            bar.update(1)
+    finally:
+        seconds = time.perf_counter() - started
+        bar.close()
+        for name, reason in note["failures"].items():
+            log.warn(f"{name}: {reason}")
+    sheet.write(out / ledger.SHEET, [[path, *(out / name for name in run.outputs[path][:3])] for path in done])
     if stopped:
-        log.say(f"{preemption.requested()}: kept what was restored in {run.drawing.out}; the same command goes on")
+        log.say(f"{preemption.requested()}: kept what was restored in {out}; the same command goes on")
         return preemption.EXIT_AGAIN
-    whole = sum(path.name in note["images"] for path in run.outputs)
-    log.say(f"{fresh} images restored in {seconds:.1f} s; {whole} of {len(run.outputs)} are in {run.drawing.out}")
+    log.say(f"{fresh} images restored in {seconds:.1f} s; {len(done)} of {len(run.outputs)} are in {out}")
     return 1 if note["failures"] else 0

@@ -38,7 +38,8 @@ from warm_jax import experiment, mesh, trained
 from warm_jax.diffusion import dct, predictors, process, sampler
 from warm_jax.restoration import limits, tiles
 
-SAMPLE_PIXELS = 1 << 22  # samples hold the whole image, in frequencies too
+# Samples hold the whole image, in frequencies too, matrices of its sides, and all draws of it.
+SAMPLE_PIXELS, SAMPLE_SIDE, SAMPLE_NUMBERS = 1 << 22, 1 << 13, 1 << 28
 
 
 def _of_size(small: process.Process, shape: tuple[int, int, int]) -> process.Process:
@@ -52,7 +53,10 @@ def _of_size(small: process.Process, shape: tuple[int, int, int]) -> process.Pro
 class Restorer:
     """Restores images of any size, of levels that the model knows (they are not checked here: `limits`).
 
-    Compiled once for all means, and for samples once for each size of image, which is rounded up to half tiles.
+    Compiled once for all means, and for samples once for each size of image. An image smaller than a tile is mirrored
+    up to it; as its noise then comes twice and counts for more than it tells, draws of it are too much alike near the
+    lower and right border. (Of Gaussian images as below, 20×28 in a tile of 28×28, at
+    α = 1 and β = 0.3 the last row has 0.69 of the variance that the first has, where they should be alike.)
 
     Args:
       exp: A trained experiment of EDM's family, on the devices of this process.
@@ -86,8 +90,10 @@ class Restorer:
           beta: Its noise, in units of x, > 0: σ / 127.5 of one in grey levels of 256.
 
         Returns:
-          The restored image, not clipped. FloatingPointError where it is not finite.
+          The restored image, not clipped. FloatingPointError where it is not finite; ValueError for arguments beyond
+          those ranges.
         """
+        _check(image, alpha, beta)
         beta = beta * self.noise_factor(image.shape[2])
         return self._in_channels(image, beta, lambda x: self._mean(x, alpha, beta))
 
@@ -96,14 +102,23 @@ class Restorer:
     ) -> Float32[np.ndarray, "n h w c"]:
         """`count` draws from the posterior of the sharp and clean image; the arguments as above.
 
-        Draw i is a function of i and the image. ValueError for images of more than `SAMPLE_PIXELS`.
+        Draw i is a function of i and the image. ValueError also for more than `SAMPLE_PIXELS` pixels, `SAMPLE_SIDE` of
+        a side or `SAMPLE_NUMBERS` numbers in all.
         """
-        height, width, _ = image.shape
-        if height * width > SAMPLE_PIXELS:
-            raise ValueError(
-                f"{width}×{height} pixels are too many to draw samples of, the limit is {SAMPLE_PIXELS:,}; "
-                "cut out a part, or take --estimate=mean, which goes tile by tile"
-            )
+        _check(image, alpha, beta)
+        if count < 1:
+            raise ValueError(f"{count} draws; it must be at least 1")
+        height, width = (max(pair) for pair in zip(image.shape, self.tile, strict=False))  # mirrored up to a tile
+        for given, limit, what in (
+            (height * width, SAMPLE_PIXELS, f"{width}×{height} pixels are too many to draw samples of"),
+            (max(height, width), SAMPLE_SIDE, f"a side of {max(height, width)} pixels is too long to draw samples of"),
+            (height * width * image.shape[2] * count, SAMPLE_NUMBERS, f"{count} draws are too many numbers at once"),
+        ):
+            if given > limit:
+                remedy = "ask for fewer, or cut out a part" if "draws" in what else "cut out a part"
+                raise ValueError(
+                    f"{what}, the limit is {limit:,}; {remedy}, or take --estimate=mean, which goes tile by tile"
+                )
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(_seed(image)), i))(jnp.arange(count))
         beta = beta * self.noise_factor(image.shape[2])
         return self._in_channels(image, beta, lambda x: self._posterior(x, alpha, beta, keys))
@@ -188,18 +203,19 @@ class Restorer:
         return sampler.sample(whole, _of_size(small, x.shape[1:]), x, levels, solver="ancestral", keys=keys)[0]
 
     def _posterior(self, images: np.ndarray, alpha: float, beta: float, keys: Array) -> np.ndarray:
-        # Sizes are rounded up to half tiles, so that photographs of like sizes share one program.
-        large = np.stack([tiles.reflected_up(image, self.tile, tiles.halves(self.tile)) for image in images])
+        # Sizes are not rounded up to share one program: what is mirrored has no noise of its own.
+        large = np.stack([tiles.reflected_up(image, self.tile) for image in images])
         own = jax.vmap(lambda key: jax.random.split(key, len(images)))(keys).reshape(-1)
-        states = np.concatenate([large] * len(keys))
+        states = len(images) * len(keys)  # one image after the other, draw by draw
         per_image = len(tiles.tiling(*large.shape[1:3], self.tile, self.overlap).corners)
-        group = max(1, min(len(states), self.batch_size // per_image))
+        group = max(1, min(states, self.batch_size // per_image))
         levels = self.levels(beta).astype(np.float32)
         drawn = []
-        for first in range(0, len(states), group):
-            chosen = np.minimum(np.arange(first, first + group), len(states) - 1)
-            found = self._draw(self._weights, states[chosen], own[chosen], np.float32(alpha / beta), levels)
-            drawn.append(jax.device_get(found)[: len(states) - first])
+        for first in range(0, states, group):
+            chosen = np.minimum(np.arange(first, first + group), states - 1)
+            begun = large[chosen % len(images)]
+            found = self._draw(self._weights, begun, own[chosen], np.float32(alpha / beta), levels)
+            drawn.append(jax.device_get(found)[: states - first])
         whole = np.concatenate(drawn)[:, : images.shape[1], : images.shape[2]]
         return _finite(whole.reshape(len(keys), len(images), *whole.shape[1:]))
 
@@ -210,6 +226,16 @@ class Restorer:
         if beta <= least:
             return np.array([beta, 0.0])
         return process.hot((1, 1, 1), beta_min=least, beta_max=beta, rho=of.rho).levels(steps)
+
+
+def _check(image: np.ndarray, alpha: float, beta: float) -> None:
+    """Raises ValueError where they are no photograph's."""
+    if image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
+        raise ValueError(f"an image of shape {image.shape}; it must be [height, width, channels], of 1 or 3 channels")
+    if not 0 <= alpha < np.inf:
+        raise ValueError(f"alpha={alpha}; blur must be a number of pixels, at least 0")
+    if not 0 < beta < np.inf:
+        raise ValueError(f"beta={beta}; noise must be more than 0, in units of x: σ / 127.5 of one in grey levels")
 
 
 def _seed(image: np.ndarray) -> int:

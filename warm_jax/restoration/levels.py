@@ -88,11 +88,16 @@ def parse(blur: str, noise: str) -> Given:
 
 
 def wavelet_noise(image: Float[np.ndarray, "h w c"]) -> float:
-    """The noise's standard deviation by the median of the finest diagonal wavelet coefficients, rms over channels."""
+    """The noise's standard deviation by the median of the finest diagonal wavelet coefficients, rms over channels.
+
+    Where black or white hides all noise, as in the bars of a letterbox, nothing is counted.
+    """
     found = []
     for channel in np.moveaxis(np.asarray(image, np.float64), 2, 0):
         d = ndimage.convolve1d(ndimage.convolve1d(channel, _DAUBECHIES, axis=0), _DAUBECHIES, axis=1)
-        found.append(np.median(np.abs(d[2:-2, 2:-2])) / 0.6744897501960817)
+        hidden = [ndimage.minimum_filter(channel == end, 4, origin=-1) for end in (-1, 1)]  # as convolve1d lies
+        told = np.abs(d)[2:-2, 2:-2][~(hidden[0] | hidden[1])[2:-2, 2:-2]]
+        found.append(np.median(told) / 0.6744897501960817 if told.size else 0.0)
     return float(np.sqrt(np.mean(np.square(found))))
 
 
@@ -134,7 +139,8 @@ def estimate(image: Float[np.ndarray, "h w c"], given: Given = AUTO, own_blur: f
 
     def fit(alpha: float) -> optimize.OptimizeResult:
         start = [ln_power[0] + 2.5 * np.log(k[0] / k_middle), -2.5, alpha**2, floor]
-        bounds = ([-100, -6, 0, -40], [100, 1, MOST_BLUR**2, 20])
+        # What is given may lie beyond what is looked for.
+        bounds = ([-100, -6, 0, -40], [100, 1, max(MOST_BLUR**2, 2 * alpha**2), max(20, floor + 1)])
         return optimize.least_squares(misfit, start, bounds=bounds, x_scale=[1, 0.3, 1, 0.3], loss="soft_l1")
 
     starts = (0.3, 1.0, 3.0) if given.alpha is None else (max(np.hypot(given.alpha, own_blur), 0.01),)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from warm_jax.diffusion.bnr import Schedule
-from warm_jax.restoration.levels import Levels
+from warm_jax.restoration.levels import Given, Levels
 
 SYSTEMS = ("hot", "warm", "amortised")
 TOLERANCE, RELATIVE = 0.05, 0.05  # pixels, and share of the blur: so far off a model's own line counts as on it
@@ -64,6 +64,20 @@ class Limits:
     zero: bool
     line: Schedule
 
+    def for_noise_times(self, factor: float) -> "Limits":
+        """The limits of images whose noise the model is told `factor` times: of grey ones, by a model of RGB."""
+        if factor == 1:
+            return self
+        return dataclasses.replace(
+            self,
+            least=self.least / factor,
+            most=self.most / factor,
+            why_least=f"{self.why_least}, for grey",
+            why_most=f"{self.why_most}, for grey",
+            ratios=None if self.ratios is None else (self.ratios[0] * factor, self.ratios[1] * factor),
+            line=lambda beta: self.line(factor * beta),
+        )
+
     def most_blur(self, beta: float) -> float:
         """The most blur in pixels that it can restore at noise `beta`."""
         return self.ratios[1] * beta if self.ratios else float(self.line(jnp.asarray(beta, jnp.float32)))
@@ -106,10 +120,26 @@ class Limits:
             known = f"this model knows only blur {nearest:.3g} px there; use an :amortised one"
         else:
             known = (
-                f"this model knows blur-to-noise ratios from {self.ratios[0]:g} to {self.ratios[1]:g}, "
+                f"this model knows blur-to-noise ratios from {self.ratios[0]:.3g} to {self.ratios[1]:.3g}, "
                 f"there a blur of {nearest:.3g} px"
             )
         return f"blur {alpha:.3g} px at noise {beta:.3g} is a blur-to-noise ratio of {alpha / beta:.3g}, and {known}"
+
+    def check(self, given: Given, add_noise: bool) -> None:
+        """Raises ValueError, as `serve`, where what is given of blur and noise is served with nothing that is not."""
+        alpha, beta = given
+        if alpha is None and beta is None:
+            return
+        if alpha is None:
+            alpha = max(self._nearest(0.0, beta), 1e-9)  # 0 without noise would be nothing to restore
+        if beta is None:
+            if alpha - (most := self.most_blur(self.most)) > max(TOLERANCE, RELATIVE * alpha):
+                raise ValueError(
+                    f"blur {alpha:.3g} px is more than this model knows, {most:.3g} px at its most noise, "
+                    f"{self.most:.3g} ({self.why_most})" + ("" if self.ratios else "; use an :amortised one")
+                )
+            return
+        self.serve(Levels(alpha, beta), add_noise)
 
     def serve(self, given: Levels, add_noise: bool) -> Served:
         """The levels to restore at, which are `given` or very near; with `add_noise`, at more noise where that helps.

@@ -5,7 +5,7 @@
     palettes, 1 bit to RGB and grey
     CMYK, YCbCr, …  to RGB as Pillow does it, with a note
     orientation     EXIF's is applied
-    colour profile  kept, of 8-bit images whose mode was kept
+    colour profile  kept, of images whose mode was kept; another gamma is dropped, with a note
     animations, floats and 32 bits a channel are refused
 
 Blur and noise are meant of the numbers that are stored, which a display's gamma has shaped. Limits: 64 megapixels an
@@ -17,6 +17,7 @@ import io
 import pathlib
 import struct
 import warnings
+import zlib
 
 import numpy as np
 from jaxtyping import Float32, UInt8, UInt16
@@ -27,6 +28,7 @@ MAX_BYTES = 1 << 29
 EXTENSIONS = (".png", ".jpg", ".jpeg")
 
 _ORIENTATION = 0x0112  # EXIF's tag
+_USUAL_GAMMA = 0.45455  # as PNG's gAMA has it, of a display's 2.2
 _TURNS = {  # what brings an image of that orientation upright
     2: lambda x: x[:, ::-1],
     3: lambda x: x[::-1, ::-1],
@@ -79,6 +81,8 @@ def check_size(width: int, height: int) -> None:
 
 def size(path: pathlib.Path) -> tuple[int, int] | None:
     """(height, width) by the file's header, as stored; None where it cannot be read: `decode` will say why."""
+    if not path.is_file():  # opening a pipe would wait for ever
+        return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -103,9 +107,11 @@ def decode(content: bytes) -> Photograph:
     picture = _open(content, decode=not (depth == 16 and colour != 0))
     orientation = _orientation(picture)
     if depth == 16 and colour != 0:
-        stored, bits, notes, profile = _read_deep(content), 16, (), None
+        stored, bits, notes, profile = _read_deep(content), 16, (), picture.info.get("icc_profile")
     else:
         stored, bits, notes, profile = _pixels(picture)
+    if profile is None and abs(picture.info.get("gamma", _USUAL_GAMMA) - _USUAL_GAMMA) > 0.001:
+        notes = (*notes, f"its gamma, {1 / max(picture.info['gamma'], 1e-5):.3g}, was dropped")
     turned = np.ascontiguousarray(_TURNS.get(orientation, lambda x: x)(stored))
     channels = 3 if turned.shape[2] >= 3 else 1
     half = np.float32((2**bits - 1) / 2)
@@ -153,7 +159,7 @@ def _pixels(picture: Image.Image) -> tuple[np.ndarray, int, tuple[str, ...], byt
     if mode.startswith("I;16"):
         if "transparency" in picture.info:
             notes = ("its transparent shade of grey was dropped",)
-        return np.asarray(picture).astype(np.uint16)[..., None], 16, notes, None
+        return np.asarray(picture).astype(np.uint16)[..., None], 16, notes, profile
     if mode.startswith(("I", "F")):
         raise ValueError(f"{mode}, 32 bits a pixel, whose range is unknown; save it as 8 or 16 bits")
     clear = mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info
@@ -184,7 +190,11 @@ def _read_deep(content: bytes) -> UInt16[np.ndarray, "h w c"]:
     try:
         width, height, rows, found = png.Reader(bytes=content).read()
         pixels = np.vstack([np.asarray(row, np.uint16) for row in rows])
-        return pixels.reshape(height, width, found["planes"])
+        pixels = pixels.reshape(height, width, found["planes"])
+        if "transparent" in found:  # one colour
+            clear = (pixels == np.array(found["transparent"], np.uint16)).all(2, keepdims=True)
+            pixels = np.concatenate([pixels, np.where(clear, 0, 65535).astype(np.uint16)], 2)
+        return pixels
     except Exception as error:  # png.Error, zlib.error, EOFError, …, by what is broken
         raise ValueError(f"not a readable PNG ({' '.join(str(error).split())[:200]}); get it again") from error
 
@@ -199,6 +209,12 @@ def stored(pixels: Float32[np.ndarray, "h w c"], bits: int) -> UInt8[np.ndarray,
     return np.rint(values).astype(np.uint8 if bits == 8 else np.uint16)
 
 
+def _profile_chunk(profile: bytes) -> bytes:
+    """A PNG's chunk of an ICC profile: its name, 0, the method of compression, and the profile."""
+    data = b"iCCPICC Profile\0\0" + zlib.compress(profile)
+    return struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
+
+
 def encode(photograph: Photograph, pixels: Float32[np.ndarray, "h w c"]) -> bytes:
     """A PNG of `pixels` with the bits, the transparency and the colour profile of `photograph`."""
     array = stored(pixels, photograph.bits)
@@ -208,7 +224,8 @@ def encode(photograph: Photograph, pixels: Float32[np.ndarray, "h w c"]) -> byte
     if photograph.bits == 16 and channels > 1:
         writer = _pypng().Writer(width, height, greyscale=channels == 2, alpha=channels in (2, 4), bitdepth=16)
         writer.write(stream, array.reshape(height, -1))
-        return stream.getvalue()
+        header, rest = stream.getvalue()[:33], stream.getvalue()[33:]  # pypng writes no profiles
+        return header + (_profile_chunk(photograph.profile) if photograph.profile else b"") + rest
     picture = Image.fromarray(array[..., 0] if channels == 1 else array)
     picture.save(stream, "PNG", icc_profile=photograph.profile)
     return stream.getvalue()

@@ -72,15 +72,12 @@ def halves(tile: tuple[int, int]) -> tuple[int, int]:
     return tile[0] // 2, tile[1] // 2
 
 
-def reflected_up(
-    image: Float32[np.ndarray, "h w c"], least: tuple[int, int], multiple: tuple[int, int] = (1, 1)
-) -> Float32[np.ndarray, "h2 w2 c"]:
-    """The image mirrored at its lower and right border to at least `least`, and to a multiple of `multiple`.
+def reflected_up(image: Float32[np.ndarray, "h w c"], least: tuple[int, int]) -> Float32[np.ndarray, "h2 w2 c"]:
+    """The image mirrored at its lower and right border to at least `least`.
 
     Mirrored as blur mirrors it: the pixel at the border comes twice.
     """
-    wanted = [-(-max(n, m) // k) * k for n, m, k in zip(image.shape, least, multiple, strict=False)]
-    missing = [(0, n - have) for n, have in zip(wanted, image.shape, strict=False)]
+    missing = [(0, max(0, wanted - have)) for wanted, have in zip(least, image.shape, strict=False)]
     return np.pad(image, (*missing, (0, 0)), mode="symmetric")
 
 

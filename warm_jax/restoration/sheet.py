@@ -1,0 +1,34 @@
+"""before_after.png: the middle of photographs, each beside some of its results."""
+
+import pathlib
+
+import numpy as np
+from jaxtyping import UInt8
+
+from warm_jax import pictures
+from warm_jax.restoration import photographs
+
+IMAGES, SIDE = 6, 256  # rows at most, and the most pixels of an image that are shown
+
+
+def cell(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "s s 3"]:
+    """The middle of an image on a white square, its pixels repeated where it is small."""
+    top, left = (max(0, n - SIDE) // 2 for n in image.shape[:2])
+    image = image[top : top + SIDE, left : left + SIDE]
+    image = image.repeat(scale := max(1, SIDE // max(image.shape[:2])), 0).repeat(scale, 1)
+    square, (height, width, channels) = np.full((SIDE, SIDE, 3), 255, np.uint8), image.shape
+    top, left = (SIDE - height) // 2, (SIDE - width) // 2
+    square[top : top + height, left : left + width] = image.repeat(3, 2) if channels == 1 else image
+    return square
+
+
+def write(path: pathlib.Path, rows: list[list[pathlib.Path]]) -> None:
+    """Writes a sheet of the first `IMAGES` rows of files, as many in each; without those that cannot be read."""
+    cells = []
+    for files in rows[:IMAGES]:
+        try:
+            cells += [[cell(photographs.stored(photographs.decode(photographs.load(f)).pixels, 8)) for f in files]]
+        except (ValueError, OSError, MemoryError):  # gone or changed since it was restored
+            continue
+    if cells:
+        pictures.save_png(path, pictures.grid(np.concatenate(cells), len(cells[0])))
