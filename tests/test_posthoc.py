@@ -5,6 +5,7 @@ import functools
 import json
 import re
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import tiny
 
 from warm_jax import averaging, checkpoint, evaluate, experiment, generate, posthoc, step, train, trained, workdirs
+from warm_jax.convert import bundle, export
 from warm_jax.data import sources
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -190,7 +192,7 @@ def test_what_cannot_be_made(whole, tmp_path):
     assert len(posthoc.plan(tmp_path, STEPS, 0.08).steps) == 6
 
 
-def test_it_is_sampled_and_scored(whole, tmp_path):
+def test_it_is_sampled_and_scored_and_exported(whole, tmp_path, monkeypatch):
     """As a model whose plain EMA these weights are; and its name stands beside the images and the scores."""
     other = tmp_path / "other"
     wanted = posthoc.plan(whole, STEPS, 0.08)
@@ -204,7 +206,7 @@ def test_it_is_sampled_and_scored(whole, tmp_path):
     images = {}
     for folder, ema in ((whole, 0.08), (other, None)):
         file = tmp_path / f"{folder.name}.npz"
-        drawing = generate.prepare(config, folder, "0-15", str(file), -1, ema)
+        drawing = generate.prepare(config, folder, "0-15", str(file), -1, ema=ema)
         assert generate.sample(tiny.with_network(drawing, tiny.Linear())) == 0
         with np.load(file) as stored:
             images[folder], made_with = stored["images"], json.loads(str(stored["made_with"]))
@@ -221,6 +223,14 @@ def test_it_is_sampled_and_scored(whole, tmp_path):
     assert first["lsd_db_pixels_16"] != second["lsd_db_pixels_16"]
     with pytest.raises(ValueError, match="it does not go with --images"):
         evaluate.prepare(config, whole, "bundled", -1, "once", False, (0.08,))
+    exporting = export.prepare(config, whole, str(tmp_path / "export"), -1, ("cpu",), 0.08)
+    exporting = dataclasses.replace(exporting, source=tiny.with_network(exporting.source, tiny.Linear()))
+    monkeypatch.setattr(export, "program", lambda exp, platforms: types.SimpleNamespace(serialize=bytes))
+    assert export.export(exporting) == 0
+    made = json.loads((tmp_path / "export" / "model.json").read_text())
+    assert made["ema"] == wanted.note() and "0.08" in (tmp_path / "export" / "README.md").read_text()
+    stored = bundle.unflatten(bundle.tensors.read_safetensors(tmp_path / "export" / "weights.safetensors")[0])
+    assert_close(stored, remake(whole, STEPS, 0.08), 0)
 
 
 def test_it_is_loaded_in_a_notebook(whole, monkeypatch):

@@ -269,7 +269,9 @@ def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Call
 
         follow = _TRAJECTORY.value
         seeds = _TRAJECTORY_SEEDS if follow and not flags.FLAGS["seeds"].present else _SEEDS.value
-        drawing = generate.prepare(config, workdir, seeds, _path(_OUT), _CHECKPOINT.value, follow, _ema())
+        drawing = generate.prepare(
+            config, workdir, seeds, _path(_OUT), _CHECKPOINT.value, trajectory=follow, ema=_ema()
+        )
         return lambda: generate.sample(drawing, follow)
     if mode == "restore":
         from warm_jax import restore
