@@ -12,7 +12,19 @@ import numpy as np
 import pytest
 import tiny
 
-from warm_jax import averaging, checkpoint, evaluate, experiment, generate, posthoc, step, train, trained, workdirs
+from warm_jax import (
+    analyze,
+    averaging,
+    checkpoint,
+    evaluate,
+    experiment,
+    generate,
+    posthoc,
+    step,
+    train,
+    trained,
+    workdirs,
+)
 from warm_jax.convert import bundle, export
 from warm_jax.data import sources
 
@@ -119,7 +131,8 @@ def test_cut_off_after_snapshots_that_no_checkpoint_has(whole, tmp_path):
     assert steps_in(workdir / "posthoc") == [2, 4, 6, 8]
     (workdir / "posthoc" / "8" / "left").touch()
     shutil.copytree(workdir / "posthoc" / "6", workdir / "posthoc" / "11")
-    (workdir / "posthoc" / "10.orbax-checkpoint-tmp").mkdir()
+    for name in ("10.orbax-checkpoint-tmp", "removed-9"):
+        (workdir / "posthoc" / name).mkdir()
     run(workdir, STEPS, train__checkpoint_every=5)
     assert steps_in(workdir / "posthoc") == steps_in(whole / "posthoc")
     assert not (workdir / "posthoc" / "8" / "left").exists()
@@ -157,6 +170,7 @@ def test_averages_cannot_begin_in_the_middle(tmp_path):
             r"posthoc_ema is \(0.05, 0.4\), of which one is 0.4; .*from 0.001 to 0.2887",
         ),
         ({"train__posthoc_ema": (0.1, 0.05)}, "rising, each once"),
+        ({"train__posthoc_ema": (0.05, 0.1, 0.105)}, "0.1 and 0.105 tell next to the same: leave 10 %"),
         ({"train__posthoc_ema": (0.1,), "train__posthoc_every": 0}, "posthoc_every is 0; it must be from 1"),
     ],
 )
@@ -189,6 +203,13 @@ def test_what_cannot_be_made(whole, tmp_path):
     with pytest.raises(ValueError, match=r"checkpoint 8 in .*posthoc cannot be read .*; remove .*posthoc/8"):
         remake(tmp_path, STEPS, 0.08)
     shutil.rmtree(tmp_path / "posthoc" / "8")
+    imported = tmp_path / "imported"
+    (imported / "checkpoints" / str(STEPS) / "ema").mkdir(parents=True)
+    shutil.copy(whole / "config.json", imported)
+    with pytest.raises(
+        ValueError, match=r"checkpoints/14 holds the plain EMA alone, .* which was imported; leave --em"
+    ):
+        generate.check_ema(imported, STEPS, 0.08)
     assert len(posthoc.plan(tmp_path, STEPS, 0.08).steps) == 6
 
 
@@ -231,6 +252,36 @@ def test_it_is_sampled_and_scored_and_exported(whole, tmp_path, monkeypatch):
     assert made["ema"] == wanted.note() and "0.08" in (tmp_path / "export" / "README.md").read_text()
     stored = bundle.unflatten(bundle.tensors.read_safetensors(tmp_path / "export" / "weights.safetensors")[0])
     assert_close(stored, remake(whole, STEPS, 0.08), 0)
+
+
+def test_what_ignores_an_ema_refuses_it(tmp_path):
+    """Figures without models, a workdir without a checkpoint, and a run to watch that keeps no averages."""
+    with pytest.raises(ValueError, match=r"--ema=0.08 .*--analysis=spectra shows no model; .*one of learning, manif"):
+        analyze.prepare(tiny.config(), tmp_path, "spectra", -1, 0.08)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*train first"):
+        analyze.prepare(tiny.config(), tmp_path, "learning", -1, 0.08)
+    for length, message in ((0.08, "--ema=0.08: .*trained with the plain EMA alone"), (0.4, "--ema is 0.4; .* 0.2887")):
+        with pytest.raises(ValueError, match=message):
+            evaluate.prepare(tiny.config(), tmp_path, "", -1, "once", True, (length,))
+
+
+def test_snapshots_leave_room_for_the_checkpoints(tmp_path, monkeypatch, capsys):
+    """On a disk that what is saved fills up: the run ends well, as it does without snapshots."""
+    disk = shutil.disk_usage(tmp_path)
+
+    def usage(folder):
+        used = sum(path.stat().st_size for path in tmp_path.rglob("d/*") if path.is_file())
+        return disk._replace(free=max(0, capacity - used))
+
+    run(tmp_path / "first", 3, train__posthoc_ema=())
+    used = sum(path.stat().st_size for path in tmp_path.rglob("d/*") if path.is_file())
+    capacity = used + 160_000  # three checkpoints of 38 KB, of which two are kept, and three snapshots of 13
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", usage)
+    run(tmp_path / "run", 13, train__posthoc_every=1, train__checkpoint_every=2, train__keep_last=2)
+    said = capsys.readouterr().err
+    assert "Training goes on, and nothing of it is lost; what --ema makes" in said
+    assert "each later checkpoint is tried" not in said
+    assert steps_in(tmp_path / "run" / "checkpoints") == [12, 13] and 1 in steps_in(tmp_path / "run" / "posthoc")
 
 
 def test_it_is_loaded_in_a_notebook(whole, monkeypatch):

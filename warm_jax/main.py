@@ -34,6 +34,7 @@ MODES = {
 # These save what they have, and leave, at a signal.
 SAVING = ("train", "sample", "restore", "evaluate", "compare", "analyze")
 TOGETHER = ("train", "sample", "evaluate")  # these run on many processes
+OF_WEIGHTS = ("sample", "restore", "evaluate", "analyze", "export")  # these take --ema
 WITHOUT_CONFIG = ("prepare", "inspect", "convert", "doctor")
 EXIT_FAILED, EXIT_USAGE = 1, 2
 CACHE = "~/.cache/warm_jax/xla"  # of compiled programs, where JAX is not told of another
@@ -249,12 +250,22 @@ def _convert(config: ConfigDict | None) -> Callable[[], int]:
     return lambda: reference.convert_inception(_path(_FROM_INCEPTION), _path(_OUT))
 
 
-def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Callable[[], int]:
-    """Checks everything for `mode` and returns the program, ready to run. ValueError or OSError for bad input."""
+def _check_flags(mode: str) -> None:
+    """Raises ValueError for a flag that `mode` would ignore, where that would mislead."""
     if _TRAJECTORY.value and mode != "sample":
         raise ValueError(
             f"--trajectory shows how samples come about; it does not go with --mode={mode}, only with sample"
         )
+    if _EMA.value and mode not in OF_WEIGHTS:
+        raise ValueError(
+            f"--ema={','.join(_EMA.value)} chooses the weights of a trained model; it does not go with --mode={mode}, "
+            f"only with {', '.join(OF_WEIGHTS)}"
+        )
+
+
+def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Callable[[], int]:
+    """Checks everything for `mode` and returns the program, ready to run. ValueError or OSError for bad input."""
+    _check_flags(mode)
     if mode == "prepare":
         return _prepare_images(config)
     if mode == "inspect":
