@@ -266,22 +266,19 @@ def test_what_ignores_an_ema_refuses_it(tmp_path):
 
 
 def test_snapshots_leave_room_for_the_checkpoints(tmp_path, monkeypatch, capsys):
-    """On a disk that what is saved fills up: the run ends well, as it does without snapshots."""
-    disk = shutil.disk_usage(tmp_path)
+    """A disk for three checkpoints (1,592 parameters, six copies), of which two are kept, and three snapshots (two)."""
+    disk, sizes = shutil.disk_usage(tmp_path), {"checkpoints": 6 * 4 * 1592 + 100, "posthoc": 2 * 4 * 1592}
 
     def usage(folder):
-        used = sum(path.stat().st_size for path in tmp_path.rglob("d/*") if path.is_file())
-        return disk._replace(free=max(0, capacity - used))
+        used = sum(size * len(list((tmp_path / name).glob("[0-9]"))) for name, size in sizes.items())
+        return disk._replace(free=3 * sum(sizes.values()) - used)
 
-    run(tmp_path / "first", 3, train__posthoc_ema=())
-    used = sum(path.stat().st_size for path in tmp_path.rglob("d/*") if path.is_file())
-    capacity = used + 160_000  # three checkpoints of 38 KB, of which two are kept, and three snapshots of 13
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", usage)
-    run(tmp_path / "run", 13, train__posthoc_every=1, train__checkpoint_every=2, train__keep_last=2)
+    run(tmp_path, 9, train__posthoc_every=1, train__checkpoint_every=2, train__keep_last=2)
     said = capsys.readouterr().err
-    assert "Training goes on, and nothing of it is lost; what --ema makes" in said
+    assert said.count("Training goes on, and nothing of it is lost; what --ema makes") == 6
     assert "each later checkpoint is tried" not in said
-    assert steps_in(tmp_path / "run" / "checkpoints") == [12, 13] and 1 in steps_in(tmp_path / "run" / "posthoc")
+    assert steps_in(tmp_path / "checkpoints") == [8, 9] and steps_in(tmp_path / "posthoc") == [1, 2, 3]
 
 
 def test_it_is_loaded_in_a_notebook(whole, monkeypatch):
