@@ -84,6 +84,22 @@ def test_a_tracked_average_is_itself():
     assert error < 1e-6
 
 
+@pytest.mark.parametrize("lengths", [(0.05, 0.1, 0.15, 0.2, 0.25), (0.1, 0.1001), (0.05, 0.1)])
+def test_the_error_of_a_fit_is_true_where_the_profiles_are_alike(lengths):
+    """Of 40 snapshots: what is made of averages rounded as float32 rounds them is as far off as the fit says."""
+    stored = [Profile(step, averaging.gamma(length)) for step in range(50, 2001, 50) for length in lengths]
+    grid = (np.arange(20_000) + 0.5) / 10  # to step 2000
+    rows = np.stack([np.where(grid <= p.step, density(p)(grid), 0) for p in stored])
+    rounded = rows * (1 + np.random.default_rng(0).uniform(-6e-8, 6e-8, (len(stored), 1)))
+    for length in (0.08, 0.15, lengths[-1]):
+        wanted = Profile(2000, averaging.gamma(length))
+        x, error = averaging.fit(stored, wanted)
+        off = np.linalg.norm(x @ rounded - density(wanted)(grid)) / np.linalg.norm(density(wanted)(grid))
+        assert x.sum() == pytest.approx(1, abs=1e-7) and np.abs(x).sum() < 1000
+        assert off == pytest.approx(error, rel=0.02, abs=1e-5) and error < 0.02
+        assert length != lengths[-1] or (error == 0 and np.abs(x).sum() == 1)
+
+
 def trajectory(steps):
     """θ(1), …, θ(steps): a walk that settles, in float64."""
     rng = np.random.default_rng(0)

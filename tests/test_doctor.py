@@ -3,18 +3,23 @@
 import json
 import math
 import pathlib
+import shutil
 import subprocess
 import sys
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from configs import cifar10, smoke
-from warm_jax import doctor
+from warm_jax import doctor, main
 from warm_jax.health import facts, judge, selftest
 from warm_jax.health.judge import GIB, NOTE, OK, PROBLEM
 
 ROOT = pathlib.Path(__file__).parent.parent
+CACHE_NAME = ("JAX_COMPILATION_CACHE_DIR",)
 FOLDER = facts.Folder("/here", 90 * GIB, 100 * GIB, True)
 CPU = facts.Jax("", "cpu", (facts.Devices("cpu", 1, 0),))
 H100 = facts.Gpu("NVIDIA H100 80GB HBM3", "580.65.06", 81559, "9.0")
@@ -80,7 +85,7 @@ CASES = {  # facts; the subject, what is said, the remedy
     "too old for this": (
         {"needs": {"flax": "0.13"}},
         "packages",
-        "too old: flax 0.12.8",
+        "too old, or not there: flax 0.12.8",
         "pip install -U 'flax>=0.13'",
     ),
     "an old python": ({"python": "3.10.12"}, "python", "3.10.12 is too old", "3.11"),
@@ -122,6 +127,14 @@ CASES = {  # facts; the subject, what is said, the remedy
     "JAX does not start": (
         {"jax": facts.Jax("Unable to initialize backend 'cuda'"), "gpus": (H100,)},
         *("devices", "JAX does not start: Unable to initialize", 'pip install -U "jax[cuda13]"'),
+    ),
+    "JAX is told of another platform": (
+        {"jax": facts.Jax("Unable to initialize backend 'cuda'"), "environment": {"JAX_PLATFORMS": "cuda"}},
+        *("devices", "JAX does not start: Unable", "unset JAX_PLATFORMS, which is cuda; or pip install -U jax jaxlib"),
+    ),
+    "a package that is not there": (
+        {"needs": {"pillow": "11.0"}},
+        *("packages", "not there: pillow missing", "pip install -U 'pillow>=11.0'"),
     ),
     "a full disk": (
         {"here": FOLDER._replace(free=GIB // 2)},
@@ -205,6 +218,9 @@ def test_measurements_out_of_range_are_problems(value):
     found = machine(gpus=(H100,), environment={"XLA_FLAGS": "--xla_x"})
     finding = judge.of_check(judge.Check("sampler", "W2", value, low, high, 1.0), found)
     assert finding.status == PROBLEM and finding.remedy == 'unset XLA_FLAGS; or pip install -U "jax[cuda13]"'
+    forced = machine(environment={"NVIDIA_TF32_OVERRIDE": "1"})
+    finding = judge.of_check(judge.Check("DCT", "", 1e-3, 0, 2e-5, 1.0), forced)
+    assert finding.remedy == "unset NVIDIA_TF32_OVERRIDE; or pip install -U jax jaxlib"
     broken = judge.of_check(judge.Check("blur", "", math.nan, 0, 1, 1.0, "no kernel image"), found)
     assert broken.status == PROBLEM and broken.said == "failed: no kernel image"
 
@@ -236,13 +252,25 @@ def test_what_nvidia_smi_says():
     assert facts.parse_gpus(said) == (H100,)
 
 
-def test_folders(tmp_path):
+def test_folders(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b").write_bytes(b"x" * 1000)
     found = facts.folder(tmp_path, count=True)
     assert found.size == 1000 and found.writable and 0 < found.free <= found.total
     missing = facts.folder(tmp_path / "not" / "there", count=True)
     assert missing.writable and missing.size == 0 and not (tmp_path / "not").exists()
+
+    def refused(*_):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:  # as where HOME cannot be searched
+        patch.setattr(pathlib.Path, "exists", refused)
+        assert facts.folder(tmp_path / "not" / "there") == missing._replace(free=ANY)
+        patch.setattr(facts.shutil, "disk_usage", refused)
+        assert facts.folder(tmp_path) == facts.Folder(str(tmp_path), 0, 0, True)
+    monkeypatch.chdir(tmp_path / "a")
+    shutil.rmtree(tmp_path / "a")  # the working folder itself
+    assert facts.folder(pathlib.Path()) == facts.Folder(".", 0, 0, False)
 
 
 def test_only_named_variables_are_read(tmp_path):
@@ -259,12 +287,83 @@ def test_a_config_is_looked_at_too():
     missing = list(doctor.of_config(cifar10.get_config(), FOLDER._replace(free=GIB)))
     assert [finding.status for finding in missing] == [OK, PROBLEM, PROBLEM]
     assert missing[1].remedy.startswith("curl ") and "cifar-10-binary" in missing[1].remedy
-    # 55,757,190 parameters in four copies of 4 bytes, and three checkpoints at a time.
-    assert missing[2].said.startswith("0.8 GiB each, 3 at one time; 1.0 GiB free here")
+    # 55,757,190 parameters in four copies of 4 bytes, and three checkpoints at a time; seven are kept for good.
+    assert missing[2].said.startswith("0.8 GiB each, 10 at one time; 1.0 GiB free in /here")
+    config = smoke.get_config()  # 20 steps, a snapshot every 2; 10 classes
+    config.train.posthoc_ema, config.train.keep_every, config.data.num_classes = (0.05, 0.1), 4, 3
+    _, images, room = doctor.of_config(config, FOLDER)
+    assert images.status == PROBLEM and "10 classes, and data.num_classes is 3" in images.said
+    assert "8 at one time, and 10 snapshots of 0.0 GiB" in room.said
+    assert judge.of_checkpoints(GIB, 3, FOLDER, 9 * GIB, 9).status == OK  # 84 of 90
+    assert judge.of_checkpoints(GIB, 3, FOLDER, 9 * GIB, 10).status == PROBLEM
     config = smoke.get_config()
     config.train.batch_size = 13
     (wrong,) = doctor.of_config(config, FOLDER)
     assert wrong.status == PROBLEM and "does not divide" in wrong.said
+
+
+def test_a_place_that_cannot_be_asked_for(monkeypatch):
+    """libtpu is there, and JAX cannot be imported: a line, and no traceback."""
+    monkeypatch.setattr(doctor.rollcall.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setitem(sys.modules, "jax._src", None)
+    assert doctor.place({"JAX_PLATFORMS": "tpu"}) == ("", "")
+    text, wrong = doctor.place({"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "n[a-b]", "SLURM_PROCID": "0"})
+    assert text == "" and "invalid literal" in wrong
+
+
+def test_a_package_that_cannot_be_imported(tmp_path, capsys, monkeypatch):
+    def broken(smoke):
+        raise ImportError("cannot import name '_imaging' from 'PIL'")
+
+    monkeypatch.setattr(selftest, "run", broken)
+    monkeypatch.setattr(doctor.facts, "gather", lambda *_: machine(environment={"SLURM_STEP_NODELIST": "secret[1-2]"}))
+    assert doctor.doctor(None, None, tmp_path, str(tmp_path / "d.json"), {}) == 1
+    assert "this program cannot be imported: cannot import name '_imaging'" in capsys.readouterr().out
+    written = (tmp_path / "d.json").read_text()
+    assert "_imaging" in written and "secret" not in written
+
+
+@pytest.fixture(autouse=True)
+def parsed():
+    """Flags can be read."""
+    flags.FLAGS.mark_as_parsed()
+
+
+@pytest.mark.parametrize(
+    "out", ["gs://no-bucket/d.json", "a.txt", "folder.json", "none/d.json", "kept.json", "new.json"]
+)
+def test_a_report_that_cannot_be_written_is_refused_before_the_self_test(tmp_path, capsys, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "kept.json").touch()
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refused)  # whoever runs the tests may be root
+    monkeypatch.setattr(main.tempfile, "TemporaryFile", refused)
+    monkeypatch.setattr(doctor, "doctor", lambda *_: pytest.fail("it began"))
+    with flagsaver.flagsaver(mode="doctor", out=out):
+        assert main._doctor() == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and out in said and said.count("\n") == 1
+
+
+def test_what_the_doctor_is_told(tmp_path, monkeypatch):
+    """A person's own cache is in the environment that is judged, the default's is not; and runs live in --workdir."""
+    told = []
+    monkeypatch.setattr(doctor, "doctor", lambda *given: told.append(given) or 0)
+    for own in ({"JAX_COMPILATION_CACHE_DIR": "/own"}, {}):
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+        for name, value in own.items():
+            monkeypatch.setenv(name, value)
+        with flagsaver.flagsaver(mode="doctor", workdir=str(tmp_path), out=""):
+            assert main._doctor() == 0
+        _, _, cache, _, environment, workdir = told[-1]
+        assert {name: value for name, value in environment.items() if name in CACHE_NAME} == own
+        assert (
+            cache == pathlib.Path(own.get(CACHE_NAME[0], main.os.path.expanduser(main.CACHE))) and workdir == tmp_path
+        )
 
 
 def test_the_table_and_the_file(tmp_path, capsys, monkeypatch):

@@ -300,6 +300,8 @@ WRONG = {  # arguments after --config=configs/smoke.py, and what the answer name
     "seeds": ("--mode=sample --seeds=5-3", "--seeds=5-3", "rise"),
     "not seeds": ("--mode=sample --seeds=all", "--seeds=all", "0-63,100"),
     "trajectory of no samples": ("--trajectory", "--trajectory", "--mode=train", "sample"),
+    "EMA in training": ("--ema=0.08", "--ema=0.08", "--mode=train", "sample, restore, evaluate, analyze, export"),
+    "EMA of a doctor": ("--mode=doctor --ema=0.08", "--ema=0.08", "--mode=doctor"),
     "nothing to convert": ("--mode=convert", "--from_inception=FILE", "--from_edm=FILE"),
     "no pickle": ("--mode=convert --from_edm=no.pkl", "no weights at no.pkl", "--from_edm=FILE.pkl"),
     "no pickle of a network": ("--mode=convert --from_edm=README.md", "README.md", "not a file of tensors"),

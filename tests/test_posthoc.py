@@ -5,13 +5,27 @@ import functools
 import json
 import re
 import shutil
+import types
 
 import jax
 import numpy as np
 import pytest
 import tiny
 
-from warm_jax import averaging, checkpoint, evaluate, experiment, generate, posthoc, step, train, trained, workdirs
+from warm_jax import (
+    analyze,
+    averaging,
+    checkpoint,
+    evaluate,
+    experiment,
+    generate,
+    posthoc,
+    step,
+    train,
+    trained,
+    workdirs,
+)
+from warm_jax.convert import bundle, export
 from warm_jax.data import sources
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -117,7 +131,8 @@ def test_cut_off_after_snapshots_that_no_checkpoint_has(whole, tmp_path):
     assert steps_in(workdir / "posthoc") == [2, 4, 6, 8]
     (workdir / "posthoc" / "8" / "left").touch()
     shutil.copytree(workdir / "posthoc" / "6", workdir / "posthoc" / "11")
-    (workdir / "posthoc" / "10.orbax-checkpoint-tmp").mkdir()
+    for name in ("10.orbax-checkpoint-tmp", "removed-9"):
+        (workdir / "posthoc" / name).mkdir()
     run(workdir, STEPS, train__checkpoint_every=5)
     assert steps_in(workdir / "posthoc") == steps_in(whole / "posthoc")
     assert not (workdir / "posthoc" / "8" / "left").exists()
@@ -155,6 +170,7 @@ def test_averages_cannot_begin_in_the_middle(tmp_path):
             r"posthoc_ema is \(0.05, 0.4\), of which one is 0.4; .*from 0.001 to 0.2887",
         ),
         ({"train__posthoc_ema": (0.1, 0.05)}, "rising, each once"),
+        ({"train__posthoc_ema": (0.05, 0.1, 0.105)}, "0.1 and 0.105 tell next to the same: leave 10 %"),
         ({"train__posthoc_ema": (0.1,), "train__posthoc_every": 0}, "posthoc_every is 0; it must be from 1"),
     ],
 )
@@ -187,10 +203,17 @@ def test_what_cannot_be_made(whole, tmp_path):
     with pytest.raises(ValueError, match=r"checkpoint 8 in .*posthoc cannot be read .*; remove .*posthoc/8"):
         remake(tmp_path, STEPS, 0.08)
     shutil.rmtree(tmp_path / "posthoc" / "8")
+    imported = tmp_path / "imported"
+    (imported / "checkpoints" / str(STEPS) / "ema").mkdir(parents=True)
+    shutil.copy(whole / "config.json", imported)
+    with pytest.raises(
+        ValueError, match=r"checkpoints/14 holds the plain EMA alone, .* which was imported; leave --em"
+    ):
+        generate.check_ema(imported, STEPS, 0.08)
     assert len(posthoc.plan(tmp_path, STEPS, 0.08).steps) == 6
 
 
-def test_it_is_sampled_and_scored(whole, tmp_path):
+def test_it_is_sampled_and_scored_and_exported(whole, tmp_path, monkeypatch):
     """As a model whose plain EMA these weights are; and its name stands beside the images and the scores."""
     other = tmp_path / "other"
     wanted = posthoc.plan(whole, STEPS, 0.08)
@@ -204,7 +227,7 @@ def test_it_is_sampled_and_scored(whole, tmp_path):
     images = {}
     for folder, ema in ((whole, 0.08), (other, None)):
         file = tmp_path / f"{folder.name}.npz"
-        drawing = generate.prepare(config, folder, "0-15", str(file), -1, ema)
+        drawing = generate.prepare(config, folder, "0-15", str(file), -1, ema=ema)
         assert generate.sample(tiny.with_network(drawing, tiny.Linear())) == 0
         with np.load(file) as stored:
             images[folder], made_with = stored["images"], json.loads(str(stored["made_with"]))
@@ -221,6 +244,41 @@ def test_it_is_sampled_and_scored(whole, tmp_path):
     assert first["lsd_db_pixels_16"] != second["lsd_db_pixels_16"]
     with pytest.raises(ValueError, match="it does not go with --images"):
         evaluate.prepare(config, whole, "bundled", -1, "once", False, (0.08,))
+    exporting = export.prepare(config, whole, str(tmp_path / "export"), -1, ("cpu",), 0.08)
+    exporting = dataclasses.replace(exporting, source=tiny.with_network(exporting.source, tiny.Linear()))
+    monkeypatch.setattr(export, "program", lambda exp, platforms: types.SimpleNamespace(serialize=bytes))
+    assert export.export(exporting) == 0
+    made = json.loads((tmp_path / "export" / "model.json").read_text())
+    assert made["ema"] == wanted.note() and "0.08" in (tmp_path / "export" / "README.md").read_text()
+    stored = bundle.unflatten(bundle.tensors.read_safetensors(tmp_path / "export" / "weights.safetensors")[0])
+    assert_close(stored, remake(whole, STEPS, 0.08), 0)
+
+
+def test_what_ignores_an_ema_refuses_it(tmp_path):
+    """Figures without models, a workdir without a checkpoint, and a run to watch that keeps no averages."""
+    with pytest.raises(ValueError, match=r"--ema=0.08 .*--analysis=spectra shows no model; .*one of learning, manif"):
+        analyze.prepare(tiny.config(), tmp_path, "spectra", -1, 0.08)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*train first"):
+        analyze.prepare(tiny.config(), tmp_path, "learning", -1, 0.08)
+    for length, message in ((0.08, "--ema=0.08: .*trained with the plain EMA alone"), (0.4, "--ema is 0.4; .* 0.2887")):
+        with pytest.raises(ValueError, match=message):
+            evaluate.prepare(tiny.config(), tmp_path, "", -1, "once", True, (length,))
+
+
+def test_snapshots_leave_room_for_the_checkpoints(tmp_path, monkeypatch, capsys):
+    """A disk for three checkpoints (1,592 parameters, six copies), of which two are kept, and three snapshots (two)."""
+    disk, sizes = shutil.disk_usage(tmp_path), {"checkpoints": 6 * 4 * 1592 + 100, "posthoc": 2 * 4 * 1592}
+
+    def usage(folder):
+        used = sum(size * len(list((tmp_path / name).glob("[0-9]"))) for name, size in sizes.items())
+        return disk._replace(free=3 * sum(sizes.values()) - used)
+
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", usage)
+    run(tmp_path, 9, train__posthoc_every=1, train__checkpoint_every=2, train__keep_last=2)
+    said = capsys.readouterr().err
+    assert said.count("Training goes on, and nothing of it is lost; what --ema makes") == 6
+    assert "each later checkpoint is tried" not in said
+    assert steps_in(tmp_path / "checkpoints") == [8, 9] and steps_in(tmp_path / "posthoc") == [1, 2, 3]
 
 
 def test_it_is_loaded_in_a_notebook(whole, monkeypatch):

@@ -19,6 +19,7 @@ from warm_jax import experiment, figures, generate, log, of_models, preemption, 
 from warm_jax.analysis import report
 
 NAMES = (*figures.NAMES, "report", "all")
+_OF_MODELS = ("learning", "manifold", "sweep", "solvers")
 _RANGES = {
     "budget": (1e-4, 1 - 1e-4),
     "images": (2, 10**8),
@@ -66,7 +67,7 @@ def _models(config: ConfigDict, workdir: pathlib.Path, step: int, ema: float | N
         raise ValueError(f"--checkpoint={step} is of the workdir's own run, but analysis.models names others; give one")
     if named and ema is not None:
         raise ValueError(f"--ema={ema:g} is of the workdir's own run, but analysis.models names others; give one")
-    if not named and step == -1 and not generate.checkpoint_steps(workdir):
+    if not named and step == -1 and ema is None and not generate.checkpoint_steps(workdir):
         return {}
     if not named:
         generate.require_checkpoint(workdir, step)
@@ -81,6 +82,8 @@ def _models(config: ConfigDict, workdir: pathlib.Path, step: int, ema: float | N
             )
             if named:
                 raise ValueError(f"analysis.models: {reason}")
+            if ema is not None:
+                raise ValueError(f"--ema={ema:g}: {reason}; leave --ema out")
             log.say(f"the checkpoint does not join in: {reason}")
         for bnr, model in joining.items():
             if bnr in found:
@@ -144,6 +147,11 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, name: str, step: int, ema
     if name not in NAMES:
         raise ValueError(f"--analysis={name}: choose one of {', '.join(NAMES)}")
     names = (*figures.NAMES, "report") if name == "all" else (name,)
+    if ema is not None and not set(names) & set(_OF_MODELS):
+        raise ValueError(
+            f"--ema={ema:g} is of a model's weights, and --analysis={name} shows no model; leave --ema out, or name "
+            f"one of {', '.join(_OF_MODELS)}"
+        )
     if names == ("report",):
         report.gather(workdir)  # or it says what is missing
         return Run(workdir, names, None)
@@ -156,7 +164,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, name: str, step: int, ema
         raise ValueError(f"analysis.image is {config.analysis.image}; {source.spec} has images 0 to {len(source) - 1}")
     if len(source) < 2:
         raise ValueError(f"{source.spec} has one image; the figures need at least 2")
-    models = _models(config, workdir, step, ema) if set(names) & {"learning", "manifold", "sweep", "solvers"} else {}
+    models = _models(config, workdir, step, ema) if set(names) & set(_OF_MODELS) else {}
     workdirs.check_writable(workdir / "figures")
     subject = figures.Run(config, workdir, source, models)
     if models and set(names) & {"sweep", "solvers"}:

@@ -37,6 +37,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, PyTree
 
+_RIDGE = 1e-10
+LEAST_RATIO = 1.1  # of two lengths that are tracked
 LEAST, MOST = 0.001, 12**-0.5  # σ_rel: of γ = 998, and of γ = 0
 
 
@@ -100,14 +102,19 @@ def inner_products(one: list[Profile], other: list[Profile]) -> Float[np.ndarray
 def fit(stored: list[Profile], wanted: Profile) -> Fit:
     """The sum of `stored` averages, each of another profile, that comes closest to the `wanted` one.
 
-    Differs from EDM2: the coefficients are made to sum to 1, which least squares alone does only in the limit of many
-    snapshots (with four it is 0.91 for σ_rel 0.2, and 0.91 times its parameters is another network).
+    One that is stored is itself. Differs from EDM2: the coefficients are made to sum to 1, which least squares alone
+    does only in the limit of many snapshots (with four it is 0.91 for σ_rel 0.2, and 0.91 times its parameters is
+    another network).
     """
+    n = len(stored)
+    if wanted in stored:
+        return Fit(np.eye(n)[stored.index(wanted)], 0.0)
     a, b = inner_products(stored, stored), inner_products(stored, [wanted])[:, 0]
     size = np.sqrt(np.diag(a))  # profiles of length 1: late ones are small
-    n = len(stored)
     system = np.zeros((n + 1, n + 1))
-    system[:n, :n] = a / size[:, None] / size
+    # The ridge: a is singular to float64 where profiles are many or alike, and huge coefficients of both signs would
+    # make much of the float32 rounding of what is stored.
+    system[:n, :n] = a / size[:, None] / size + _RIDGE * np.eye(n)
     system[n, :n] = system[:n, n] = size.min() / size
     right = np.append(b / size, size.min())
     x = np.linalg.solve(system, right)[:n] / size

@@ -29,7 +29,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: pathlib.Path, *, keep_last: int | None = 1, keep_every: int = 0, writable: bool = True):
-        self.folder = folder
+        self.folder, self._keep_last = folder, keep_last
         me, together = jax.process_index(), set(range(jax.process_count()))
         if writable:
             folder.mkdir(parents=True, exist_ok=True)
@@ -54,13 +54,21 @@ class Checkpoints:
         self._manager.reload()
         return sorted(self._manager.all_steps(), reverse=True)
 
-    def check_room(self, state: PyTree) -> None:
-        """Raises OSError where the disk has less room than the arrays of `state` take. What it does not say, passes."""
-        needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    def to_come(self) -> int:
+        """How many will be saved before the first is deleted: of them there must be room for one more than are kept."""
+        return max(1, (self._keep_last or 0) + 1 - len(self.steps()))
+
+    def check_room(self, state: PyTree, left: PyTree = None) -> None:
+        """Raises OSError where the disk has less room than the arrays of `state` take. What it does not say, passes.
+
+        `left`: the arrays of what must still fit after it.
+        """
+        needed, more = (sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) for tree in (state, left))
         disk = shutil.disk_usage(self.folder)
-        if disk.total and disk.free < needed:
+        if disk.total and disk.free < needed + more:
+            beside = f", checkpoints beside it another {more / 2**20:,.2f} MiB" if more else ""
             raise OSError(
-                f"a checkpoint was not saved in {self.folder}: it takes {needed / 2**20:,.2f} MiB, and "
+                f"a checkpoint was not saved in {self.folder}: it takes {needed / 2**20:,.2f} MiB{beside}, and "
                 f"{disk.free / 2**20:,.2f} MiB are free there"
             )
 
@@ -142,7 +150,9 @@ class Checkpoints:
         self._manager.reload()
 
     def remove_after(self, step: int) -> None:
-        """Deletes those of steps after `step`, which will be made again."""
+        """Deletes those of steps after `step`, which will be made again, and what an earlier deletion left."""
+        for left in self.folder.glob("removed-*") if jax.process_index() == 0 else ():
+            shutil.rmtree(left, ignore_errors=True)
         for newer in self.steps():
             if newer > step and jax.process_index() == 0:
                 # Renamed first: half of one must not be taken for one.

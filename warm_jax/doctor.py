@@ -8,11 +8,11 @@ import json
 import pathlib
 import textwrap
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from ml_collections import ConfigDict
 
-from warm_jax import rollcall, workdirs
+from warm_jax import rollcall
 from warm_jax.health import facts, judge
 
 _WIDTH, _INDENT = 118, " " * 28
@@ -31,8 +31,8 @@ def place(environment: Mapping[str, str]) -> tuple[str, str]:
     """Which process this is of how many, in words, empty for one alone; and what is wrong with what says so."""
     try:
         found = rollcall.find(environment)
-    except (ValueError, KeyError) as error:
-        return "", str(error)
+    except Exception as error:  # whatever a broken JAX, or a scheduler's odd variable, makes of it
+        return "", str(error) or type(error).__name__
     if found is None:
         return "", ""
     return f"number {found.process} of {found.processes}, met at {found.coordinator}; here it is looked at alone", ""
@@ -53,14 +53,23 @@ def of_config(config: ConfigDict, here: facts.Folder) -> Iterator[judge.Finding]
         return
     try:
         source = reference.open_images(config, config.data.source, "name another with --config.data.source")
-        yield judge.Finding(judge.OK, "images", f"{source.spec}: {len(source)}")
+        classes = config.data.num_classes
+        if classes not in (0, source.num_classes):
+            said = f"{source.spec} has {source.num_classes} classes, and data.num_classes is {classes}"
+            remedy = f"--config.data.num_classes={source.num_classes}, or =0 to ignore classes"
+            yield judge.Finding(judge.PROBLEM, "images", said, remedy)
+        else:
+            yield judge.Finding(judge.OK, "images", f"{source.spec}: {len(source)}")
     except FileNotFoundError as error:
         said, found, how = str(error).partition("; to get it: ")
         yield judge.Finding(judge.PROBLEM, "images", said, how if found else "")
     except (ValueError, OSError) as error:
         yield judge.Finding(judge.PROBLEM, "images", str(error))
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(step.abstract_state(exp)))
-    yield judge.of_checkpoints(size, config.train.keep_last + 1, here)
+    state, settings = step.abstract_state(exp), config.train
+    size, snapshot = (sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(t)) for t in (state, state.averages))
+    kept = settings.steps // settings.keep_every if settings.keep_every else 0
+    snapshots = settings.steps // settings.posthoc_every if state.averages else 0
+    yield judge.of_checkpoints(size, settings.keep_last + 1 + kept, here, snapshot, snapshots)
 
 
 def _write(path: str, found: facts.Facts, findings: list[judge.Finding]) -> None:
@@ -70,7 +79,23 @@ def _write(path: str, found: facts.Facts, findings: list[judge.Finding]) -> None
         content["facts"][name] = [one._asdict() for one in value] if name == "gpus" else value._asdict()
     devices = [one._asdict() for one in found.jax.devices]
     content["facts"]["jax"] = found.jax._asdict() | {"devices": devices}
-    workdirs.write_atomically(pathlib.Path(path), json.dumps(content, indent=2).encode() + b"\n")
+    content["facts"]["environment"] = judge.shown(found)
+    pathlib.Path(path).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _test(
+    config: ConfigDict | None, smoke: ConfigDict | None, found: facts.Facts, tell: Callable[[judge.Finding], None]
+) -> None:
+    """Looks at the config, and tests the machine. ImportError where a package of this program is broken."""
+    from warm_jax.health import selftest
+
+    for finding in of_config(config, found.here) if config is not None else ():
+        tell(finding)
+    if smoke is None:
+        said = "left out: configs/smoke.py is not here"
+        tell(judge.Finding(judge.NOTE, "train step", said, "run in the repository"))
+    for check in selftest.run(smoke):
+        tell(judge.of_check(check, found))
 
 
 def doctor(
@@ -79,10 +104,12 @@ def doctor(
     cache: pathlib.Path,
     out: str,
     environment: Mapping[str, str],
+    workdir: pathlib.Path = pathlib.Path(),
 ) -> int:
     """Prints the table, and writes it to `out` (FILE.json) if that is given. Returns 0, or 1 where there is a problem.
 
-    `config` is looked at too; `smoke` is trained for some steps, None: not; `cache` is where compiled programs lie.
+    `config` is looked at too; `smoke` is trained for some steps, None: not; `cache` is where compiled programs lie, and
+    `workdir` is where runs are to live. OSError where `out` cannot be written.
     """
     started, findings = time.perf_counter(), []
 
@@ -90,24 +117,17 @@ def doctor(
         findings.append(finding)
         print(text_of(finding), flush=True)
 
-    found = facts.gather(environment, cache, *place(environment))
+    found = facts.gather(environment, cache, *place(environment), workdir)
     for finding in judge.judge(found):
         tell(finding)
     if found.jax.error:
         tell(judge.Finding(judge.NOTE, "self-test", "left out, since JAX does not start"))
     else:
-        for finding in of_config(config, found.here) if config is not None else ():
-            tell(finding)
-        from warm_jax.health import selftest
-
-        if smoke is None:
-            tell(
-                judge.Finding(
-                    judge.NOTE, "train step", "left out: configs/smoke.py is not here", "run in the repository"
-                )
-            )
-        for check in selftest.run(smoke):
-            tell(judge.of_check(check, found))
+        try:
+            _test(config, smoke, found, tell)
+        except ImportError as error:
+            how = "install that package anew; python -c 'import warm_jax' says where it is needed"
+            tell(judge.Finding(judge.PROBLEM, "self-test", f"this program cannot be imported: {error}", how))
     problems = sum(finding.status == judge.PROBLEM for finding in findings)
     verdict = f"{problems} problem{'s' if problems > 1 else ''}: see →" if problems else "all right"
     print(f"\n{verdict} ({time.perf_counter() - started:.0f} s)")

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from warm_jax import experiment, generate, log, named_scores, pod, preemption, reference, shards, workdirs
+from warm_jax import experiment, generate, log, named_scores, pod, posthoc, preemption, reference, shards, workdirs
 from warm_jax.metrics import extract, frechet, moments
 
 PAPER_COUNT, PAPER_ROUNDS = 50_000, 3
@@ -167,9 +167,12 @@ def prepare(
     experiment.build(config)
     if images and emas:
         raise ValueError("--ema is of a checkpoint's weights; it does not go with --images")
-    for ema in () if watch else emas:  # with `watch` a checkpoint that is too early for it is passed over
-        generate.require_checkpoint(workdir, step)
-        generate.check_ema(workdir, step, ema)
+    for ema in emas:
+        if watch:  # a checkpoint that is too early for it is passed over
+            posthoc.check(workdir, ema, config)
+        else:
+            generate.require_checkpoint(workdir, step)
+            generate.check_ema(workdir, step, ema)
     if watch and images:
         raise ValueError("--watch evaluates each new checkpoint; it does not go with --images")
     rounds = PAPER_ROUNDS if protocol == "paper" else 1

@@ -4,6 +4,7 @@ The programs stand on this: it alone knows how a config names a network and a so
 """
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -155,6 +156,12 @@ def _check_averages(config: ConfigDict) -> None:
         averaging.check_sigma_rel(value, f"train.posthoc_ema is {asked}, of which one")
     if list(asked) != sorted(set(asked)):
         raise ValueError(f"train.posthoc_ema is {asked}; name relative lengths rising, each once, as (0.05, 0.1)")
+    near = [pair for pair in itertools.pairwise(asked) if pair[1] < (averaging.LEAST_RATIO - 1e-9) * pair[0]]
+    if near:
+        raise ValueError(
+            f"train.posthoc_ema is {asked}; {near[0][0]:g} and {near[0][1]:g} tell next to the same: leave "
+            "10 % between lengths, as (0.05, 0.1)"
+        )
     if asked and not 1 <= lookup(config, "train.posthoc_every") <= 2**31 - 1:
         raise ValueError(f"train.posthoc_every is {config.train.posthoc_every}; it must be from 1 to {2**31 - 1:,}")
 

@@ -92,6 +92,7 @@ def prepare(
     seeds: str,
     out: str,
     step: int,
+    *,
     trajectory: bool = False,
     ema: float | None = None,
 ) -> Run:

