@@ -351,7 +351,13 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_self_test(tmp_pat
 
 def test_what_the_doctor_is_told(tmp_path, monkeypatch):
     """A person's own cache is in the environment that is judged, the default's is not; and runs live in --workdir."""
-    told = []
+    told, shared = [], []
+
+    def share_cores(config):
+        shared.append(config)
+        raise RuntimeError("jaxlib is too new")  # which is for the table to say
+
+    monkeypatch.setattr(main, "share_cores", share_cores)
     monkeypatch.setattr(doctor, "doctor", lambda *given: told.append(given) or 0)
     for own in ({"JAX_COMPILATION_CACHE_DIR": "/own"}, {}):
         monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
@@ -360,6 +366,7 @@ def test_what_the_doctor_is_told(tmp_path, monkeypatch):
         with flagsaver.flagsaver(mode="doctor", workdir=str(tmp_path), out=""):
             assert main._doctor() == 0
         _, _, cache, _, environment, workdir = told[-1]
+        assert shared == [None] * len(told)
         assert {name: value for name, value in environment.items() if name in CACHE_NAME} == own
         assert (
             cache == pathlib.Path(own.get(CACHE_NAME[0], main.os.path.expanduser(main.CACHE))) and workdir == tmp_path
