@@ -79,8 +79,6 @@ def whole(mesh: Mesh, tree: PyTree) -> PyTree:
 
 def part(mesh: Mesh, tree: PyTree) -> PyTree:
     """A tree of replicated arrays as it is on the devices of `mesh`, some of those that it is on. Nothing is copied."""
-    if all(x.sharding.device_set == set(mesh.devices.flat) for x in jax.tree.leaves(tree)):
-        return tree
     here = set(mesh.devices.flat)
 
     def of(x: jax.Array) -> jax.Array:

@@ -162,11 +162,12 @@ class Sampler:
 
     def _run(self, weights: PyTree, rows: tuple[np.ndarray, ...]) -> PyTree[np.ndarray]:
         """What the compiled programs give for seeds and labels `rows`, on the host, with the batch first."""
-        began, size = [], self.batch_size // len(self._meshes)
+        began, count = [], len(self._meshes)
+        size = self.batch_size // count
         for i, (where, compiled) in enumerate(zip(self._meshes, self._compiled, strict=True)):
             own, split = [a[i * size : (i + 1) * size] for a in rows], mesh.split(where)
             placed = [jax.make_array_from_callback(a.shape, split, lambda index, a=a: a[index]) for a in own]
-            began.append(compiled(mesh.part(where, weights), *placed, self.levels))
+            began.append(compiled(weights if count == 1 else mesh.part(where, weights), *placed, self.levels))
         found = jax.device_get(began)
         if len(found) == 1:
             return found[0]
