@@ -115,6 +115,7 @@ def test_a_compiler_that_fails_says_why(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a TPU's compiler takes minutes
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the wheel libtpu")
 def test_the_bundled_config_on_the_smallest_slice(tmp_path):
     """753,000 parameters on one v5e chip: everything fits, and nothing is sent."""
@@ -129,6 +130,7 @@ def test_the_bundled_config_on_the_smallest_slice(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a TPU's compiler takes minutes
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the wheel libtpu")
 def test_the_gradients_are_sent_once_over_four_chips(tmp_path):
     done = launch(tmp_path, "v5e:2x2", config="configs/fashion_mnist.py")
