@@ -141,8 +141,8 @@ CASES = {  # facts; the subject, what is said, the remedy
         *("disk here", "0.5 GiB free of 100.0 GiB", "make room, or give a --workdir elsewhere"),
     ),
     "a cache that cannot be written": (
-        {"cache": facts.Folder("/root/x", 9 * GIB, 9 * GIB, False)},
-        *("compiled programs", "/root/x cannot be written", "JAX_COMPILATION_CACHE_DIR="),
+        {"cache": facts.Folder("/cache/x", 9 * GIB, 9 * GIB, False)},
+        *("compiled programs", "/cache/x cannot be written", "JAX_COMPILATION_CACHE_DIR="),
     ),
     "half a coordinator": (
         {"place_error": "--coordinator is ''; give HOST:PORT"},
