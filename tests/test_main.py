@@ -44,7 +44,7 @@ def launch(environment, workdir, *arguments, config="configs/smoke.py"):
 def finish(process):
     """(exit status, stdout, stderr) of a process that is about to end."""
     try:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=270)
     finally:
         process.kill()
     return process.returncode, out, err
