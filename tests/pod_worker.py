@@ -7,9 +7,9 @@ jaxtyping.install_import_hook("warm_jax", "beartype.beartype")  # as in conftest
 import tiny  # noqa: E402
 from absl import app  # noqa: E402
 
-from warm_jax import experiment, main  # noqa: E402
+from warm_jax import cli, experiment, main  # noqa: E402
 
 experiment._network = lambda config, shape, around, two: tiny.Linear(heads=around.heads)
 
 if __name__ == "__main__":
-    app.run(main.main, flags_parser=main.parse)
+    app.run(main.main, flags_parser=cli.parse)

@@ -21,7 +21,7 @@ from networks import jit
 from test_pth import Calls, evil
 
 from configs import cifar10
-from warm_jax import checkpoint, generate, main
+from warm_jax import checkpoint, cli, generate, modes, runs
 from warm_jax.convert import begin, edm
 from warm_jax.weights.edm import read_network
 
@@ -128,9 +128,9 @@ def typed(monkeypatch):
         with flagsaver.flagsaver():
             flags.FLAGS.unparse_flags()
             monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for overrides
-            main.parse(argv)
+            cli.parse(argv)
             then()
-            return main._MODE.value, main._CONFIG.value, pathlib.Path(main._WORKDIR.value), main._INIT_FROM.value
+            return cli.MODE.value, cli.CONFIG.value, pathlib.Path(cli.WORKDIR.value), cli.INIT_FROM.value
 
     return parse
 
@@ -139,7 +139,7 @@ def test_the_workdir(files, tmp_path, capsys, typed):
     """Weights bitwise as converted; origin and licence kept and said; both printed commands are taken as they are."""
     file, workdir = files["ncsnpp"][1], tmp_path / "run"
     command = f"python -m warm_jax.main --mode=convert --from_edm={file} --workdir={workdir}"
-    typed(command, then=lambda: main.prepare("convert", None, workdir)())
+    typed(command, then=lambda: modes.prepare("convert", None, workdir)())
     said = capsys.readouterr().out
     origin = json.loads((workdir / "origin.json").read_text())
     assert (
@@ -150,9 +150,9 @@ def test_the_workdir(files, tmp_path, capsys, typed):
     sampling, training = (line.strip() for line in said.splitlines() if line.startswith("    python"))
 
     mode, config, where, _ = typed(sampling)
-    run = generate.prepare(config, where, "0-3", "", -1)
+    run = generate.prepare(config, where, "0-3", "", -1).run
     assert mode == "sample" and config.model.dtype == "float32" and where == workdir
-    step, ema = generate.load_ema(run)
+    step, ema = runs.load_ema(run)
     converted = edm.prepare(file, str(tmp_path / "other"), "", None, load).params
     jax.tree.map(np.testing.assert_array_equal, ema, converted)
     assert step == 0

@@ -170,7 +170,7 @@ def test_other_images_than_the_runs_are_no_default_reference(data, trained):
 
 
 def test_watching_passes_over_a_deleted_checkpoint(data, trained, monkeypatch):
-    monkeypatch.setattr(evaluate.generate, "checkpoint_steps", lambda workdir: [4, 3, 2])  # 3 was never saved
+    monkeypatch.setattr(evaluate.runs, "checkpoint_steps", lambda workdir: [4, 3, 2])  # 3 was never saved
     status, rows = run(settings(data, metrics=("fd",)), trained, watch=True)
     assert status == 0 and [row["checkpoint_step"] for row in rows[-2:]] == [2, 4]
 

@@ -16,7 +16,7 @@ import pytest
 import tiny
 from test_begin import random_params
 
-from warm_jax import experiment, family, generate, sampling, workdirs
+from warm_jax import experiment, family, runs, sampling, workdirs
 from warm_jax.convert import bundle, card, export
 from warm_jax.convert.edm import save_workdir
 
@@ -120,8 +120,8 @@ def test_back_into_a_workdir_bitwise(smoke, tmp_path):
     folder, exp, params, measured = smoke
     workdir = tmp_path / "run"
     assert export.import_export(export.prepare_import(str(folder), str(workdir))) == 0
-    run = generate.prepare(exp.config, workdir, "0", "", -1)
-    jax.tree.map(np.testing.assert_array_equal, generate.load_ema(run)[1], params)
+    run = runs.open_run(exp.config, workdir, -1)
+    jax.tree.map(np.testing.assert_array_equal, runs.load_ema(run)[1], params)
     np.testing.assert_array_equal(workdirs.load_measured(workdir)["power"], measured.power)
     t = jnp.array([0.1, 10.0])
     np.testing.assert_array_equal(run.experiment.process.blur(t), exp.process.blur(t))

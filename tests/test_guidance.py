@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from warm_jax import generate, sampling, store, train, workdirs
+from warm_jax import generate, runs, sampling, store, train, workdirs
 from warm_jax.diffusion import sampler
 
 
@@ -71,13 +71,13 @@ def prepare(workdir, tmp_path, **changes):
 
 def test_an_earlier_checkpoint_guides(workdir, tmp_path):
     changes = {"sample__guidance": 1.5, "sample__guide": str(workdir), "sample__guide_checkpoint": 2}
-    run = prepare(workdir, tmp_path, **changes)
-    run = tiny.with_network(run, tiny.Linear(heads=2))
+    drawing = tiny.with_network(prepare(workdir, tmp_path, **changes), tiny.Linear(heads=2))
+    run = drawing.run
     run.__dict__["guide"] = tiny.with_network(run.guide, tiny.Linear(heads=2))
-    step, (own, guide) = generate.load_weights(run)
+    step, (own, guide) = runs.load_weights(run)
     assert step == 4 and np.any(own["gain"] != guide["gain"])
-    assert generate.made_with(run, step, (own, guide)) != generate.made_with(run, step, (own, own))
-    assert generate.sample(run) == 0 and len(store.drawn_images(tmp_path / "out")) == 5
+    assert runs.made_with(run, step, (own, guide)) != runs.made_with(run, step, (own, own))
+    assert generate.sample(drawing) == 0 and len(store.drawn_images(tmp_path / "out")) == 5
 
 
 @pytest.mark.parametrize(

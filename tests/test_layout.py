@@ -17,6 +17,7 @@ MODULES = {
 PROGRAMS = (
     "train",
     "generate",
+    "runs",
     "restore",
     "restorer",
     "evaluate",
@@ -36,6 +37,8 @@ PROGRAMS = (
     "doctor",
     "health.selftest",
 )
+
+COMMAND_LINE = ("main", "modes", "cli")
 
 
 def imports(path):
@@ -64,7 +67,7 @@ def within(*parts):
 def test_the_modules_are_found():
     assert within("diffusion.dct", "models.unet", "train", "main", "checkpoint", "mesh") <= MODULES.keys()
     assert "warm_jax.diffusion.dct" in own("warm_jax.diffusion.process")
-    assert "warm_jax.train" in own("warm_jax.main")
+    assert "warm_jax.train" in own("warm_jax.modes")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +133,7 @@ def test_rooms_know_nothing_of_one_another(room):
         "health",
         "restoration",
     )
-    rooms |= within("step", "sampling", "experiment", "main", *PROGRAMS)
+    rooms |= within("step", "sampling", "experiment", *COMMAND_LINE, *PROGRAMS)
     for name in within(*room):
         assert not own(name) & (rooms - within(*room)), name
 
@@ -163,15 +166,14 @@ def test_who_may_import_what(name):
     assert not any(other.startswith(("matplotlib.pyplot", "pylab")) for other in found)  # its state is the process's
     assert not [o for o in found if o.startswith("jax._src")] or name in within("pod", "rollcall")
     assert "socket" not in roots or name == "warm_jax.rollcall"
-    configured = within("family", "experiment", "workdirs", "reference", "step", "main", *PROGRAMS)
+    configured = within("family", "experiment", "workdirs", "reference", "step", *COMMAND_LINE, *PROGRAMS)
     assert "ml_collections" not in roots or name in configured
     assert "matplotlib" not in roots or name in within(
         "analysis.plots", "analysis.sampling_plots", "analysis.solver_plots"
     )
-    if "warm_jax.main" in own(name) | {name}:
-        assert name == "warm_jax.main"  # nobody imports the command line
+    assert name in within(*COMMAND_LINE) or not own(name) & within(*COMMAND_LINE)  # nobody imports the command line
     for program in within(*PROGRAMS) & own(name):
-        assert name in within("main", *PROGRAMS) | {"warm_jax"}, f"{name} imports the program {program}"
+        assert name in within(*COMMAND_LINE, *PROGRAMS) | {"warm_jax"}, f"{name} imports the program {program}"
 
 
 def test_the_report_needs_no_plotting_library():

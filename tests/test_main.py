@@ -15,7 +15,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from configs import smoke
-from warm_jax import checkpoint, experiment, main, step
+from warm_jax import checkpoint, cli, experiment, main, step
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Long enough that signals come while it trains; without previews, which take most of a short run.
@@ -205,7 +205,7 @@ def run(capsys, monkeypatch):
             compiled.clear()
             capsys.readouterr()
             try:
-                status = main.main(main.parse(sys.argv))
+                status = main.main(cli.parse(sys.argv))
             except SystemExit as error:
                 status = error.code
         return status, capsys.readouterr().err, list(compiled)
@@ -420,4 +420,4 @@ def test_failing_while_it_runs_is_one_line_too(run, tmp_path, monkeypatch):
 
 def test_default_workdir():
     names = ("configs/cifar10.py", "configs/cifar10.py:warm", "/some/where/cifar10.py:hot")
-    assert [str(main.default_workdir(name)) for name in names] == ["runs/cifar10", "runs/cifar10", "runs/cifar10_hot"]
+    assert [str(cli.default_workdir(name)) for name in names] == ["runs/cifar10", "runs/cifar10", "runs/cifar10_hot"]

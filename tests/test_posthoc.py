@@ -20,6 +20,7 @@ from warm_jax import (
     experiment,
     generate,
     posthoc,
+    runs,
     step,
     train,
     trained,
@@ -153,11 +154,9 @@ def test_averages_cannot_begin_in_the_middle(tmp_path):
         train.prepare(tiny.config(**SETTINGS, train__steps=8), tmp_path)
     old = workdirs.load_config(tmp_path)
     assert "posthoc_ema" not in old.train
-    assert (
-        int(generate.load_ema(tiny.with_network(generate.prepare(old, tmp_path, "0", "", -1), tiny.Linear()))[0]) == 5
-    )
+    assert int(runs.load_ema(tiny.with_network(runs.open_run(old, tmp_path, -1), tiny.Linear()))[0]) == 5
     with pytest.raises(ValueError, match=r"--ema=0.08: .* was trained with the plain EMA alone .*train.posthoc_ema="):
-        generate.prepare(old, tmp_path, "0", "", -1, ema=0.08)
+        runs.open_run(old, tmp_path, -1, ema=0.08)
     run(tmp_path, 8, train__posthoc_ema=())
     assert steps_in(tmp_path / "checkpoints")[-1] == 8
 
@@ -209,7 +208,7 @@ def test_what_cannot_be_made(whole, tmp_path):
     with pytest.raises(
         ValueError, match=r"checkpoints/14 holds the plain EMA alone, .* which was imported; leave --em"
     ):
-        generate.check_ema(imported, STEPS, 0.08)
+        runs.check_ema(imported, STEPS, 0.08)
     assert len(posthoc.plan(tmp_path, STEPS, 0.08).steps) == 6
 
 

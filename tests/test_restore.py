@@ -17,7 +17,7 @@ from absl.testing import flagsaver
 from PIL import Image
 from scipy import fft, ndimage
 
-from warm_jax import checkpoint, experiment, generate, main, mesh, restore, restorer, workdirs
+from warm_jax import checkpoint, cli, experiment, main, mesh, restore, restorer, runs, workdirs
 from warm_jax.diffusion import oracle
 from warm_jax.models import denoiser
 from warm_jax.restoration import limits, sheet
@@ -271,10 +271,8 @@ def pictures(tmp_path):
 def run(monkeypatch, workdir, capsys):
     """The command line in this process: arguments -> (exit status, stdout, stderr)."""
     monkeypatch.chdir(main.pathlib.Path(main.__file__).parent.parent)
-    build = generate.build
-    monkeypatch.setattr(
-        generate, "build", lambda *given: tiny.on_devices(build(*given), 1)
-    )  # compiles in half the time
+    build = runs.build
+    monkeypatch.setattr(runs, "build", lambda *given: tiny.on_devices(build(*given), 1))  # compiles in half the time
     quick = {"xla_backend_optimization_level": 0}
     monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=quick))
 
@@ -287,7 +285,7 @@ def run(monkeypatch, workdir, capsys):
             monkeypatch.setattr(sys, "argv", ["main", *config, *map(str, arguments)])
             capsys.readouterr()
             try:
-                status = main.main(main.parse(sys.argv))
+                status = main.main(cli.parse(sys.argv))
             except SystemExit as error:
                 status = error.code
         said = capsys.readouterr()
@@ -390,7 +388,7 @@ def test_broken_images_do_not_stop_the_others(run, pictures, tmp_path):
 @pytest.fixture
 def copying(run, monkeypatch):
     """The command line with a restorer that leaves images as they are: it loads and compiles nothing."""
-    monkeypatch.setattr(generate, "load_ema", lambda drawing: (3, {}))
+    monkeypatch.setattr(runs, "load_ema", lambda source: (3, {}))
     monkeypatch.setattr(restorer.Restorer, "__call__", lambda self, image, alpha, beta: image)
     monkeypatch.setattr(restorer.Restorer, "samples", lambda self, image, a, b, count: np.stack([image] * count))
     return run
@@ -638,7 +636,7 @@ def test_a_network_that_knows_classes_is_told_none(run, pictures, tmp_path, work
     """Which it never saw, unless classes were hidden from it; so the program says."""
     config, asked = tiny.config("amortised", **UNTRAINED), restore.Asked(str(pictures), "1", "0.2")
     run_ = restore.prepare(config, workdir, asked, str(tmp_path / "out"), -1)
-    assert restore._said_before(run_) == [] and isinstance(run_.drawing, generate.Run)
+    assert restore._said_before(run_) == [] and isinstance(run_.source, runs.Run)
     exp = tiny.build()
-    run_ = dataclasses.replace(run_, drawing=dataclasses.replace(run_.drawing, experiment=exp))
+    run_ = dataclasses.replace(run_, source=dataclasses.replace(run_.source, experiment=exp))
     assert "never saw an image without its class" in restore._said_before(run_)[0]

@@ -38,6 +38,8 @@ def config(system="warm", **changes):
 
 def with_network(made, network):
     """The experiment, or the run, with another network."""
+    if hasattr(made, "run"):
+        return dataclasses.replace(made, run=with_network(made.run, network))
     if hasattr(made, "experiment"):
         return dataclasses.replace(made, experiment=with_network(made.experiment, network))
     return dataclasses.replace(made, model=dataclasses.replace(made.model, network=network))
@@ -52,6 +54,8 @@ def build(network=None, devices=None, **changes):
 
 def on_devices(made, devices):
     """The experiment, or the run, on the first `devices` devices."""
+    if hasattr(made, "run"):
+        return dataclasses.replace(made, run=on_devices(made.run, devices))
     if hasattr(made, "experiment"):
         return dataclasses.replace(made, experiment=on_devices(made.experiment, devices))
     return made if devices is None else dataclasses.replace(made, mesh=mesh.make_mesh(devices))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from warm_jax import experiment, figures, generate, log, of_models, preemption, reference, trained, workdirs
+from warm_jax import experiment, figures, log, of_models, preemption, reference, runs, trained, workdirs
 from warm_jax.analysis import report
 
 NAMES = (*figures.NAMES, "report", "all")
@@ -67,10 +67,10 @@ def _models(config: ConfigDict, workdir: pathlib.Path, step: int, ema: float | N
         raise ValueError(f"--checkpoint={step} is of the workdir's own run, but analysis.models names others; give one")
     if named and ema is not None:
         raise ValueError(f"--ema={ema:g} is of the workdir's own run, but analysis.models names others; give one")
-    if not named and step == -1 and ema is None and not generate.checkpoint_steps(workdir):
+    if not named and step == -1 and ema is None and not runs.checkpoint_steps(workdir):
         return {}
     if not named:
-        generate.require_checkpoint(workdir, step)
+        runs.require_checkpoint(workdir, step)
         workdirs.check_same(config, workdir, workdirs.MODEL_KEYS)
     found: of_models.Models = {}
     for folder in named or [workdir]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from ml_collections import ConfigDict
 
-from warm_jax import evaluate, experiment, generate, log, pictures, preemption, reference, shards, train, workdirs
+from warm_jax import evaluate, experiment, log, pictures, preemption, reference, runs, shards, train, workdirs
 from warm_jax.diffusion import sampler
 from warm_jax.metrics import extract
 
@@ -94,7 +94,7 @@ def _checked(system: str, config: ConfigDict, extractor: extract.Extractor) -> t
         samplings, refusal = _samplings(config)
         evaluate.check(config, extractor)
         for solver, steps in samplings:
-            generate.check_request(_with_sampling(config, solver, steps))
+            runs.check_request(_with_sampling(config, solver, steps))
     except ValueError as error:
         raise ValueError(f"{system}: {error}") from error
     return samplings, refusal
@@ -151,7 +151,7 @@ def _append(path: pathlib.Path, row: dict) -> None:
 def _train(run: Run, job: Job) -> float | None:
     """Trains to the end; all seconds that it took, compilation included, or None where a signal came first."""
     workdir, spent = _workdir(run.workdir, job), _workdir(run.workdir, job) / "seconds.jsonl"
-    steps = generate.checkpoint_steps(workdir)
+    steps = runs.checkpoint_steps(workdir)
     if not steps or steps[0] < job.config.train.steps:
         started = time.perf_counter()
         status = train.train(train.prepare(job.config, workdir), final_grid=False)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from warm_jax import experiment, generate, log, named_scores, pod, posthoc, preemption, reference, shards, workdirs
+from warm_jax import experiment, log, named_scores, pod, posthoc, preemption, reference, runs, shards, workdirs
 from warm_jax.metrics import extract, frechet, moments
 
 PAPER_COUNT, PAPER_ROUNDS = 50_000, 3
@@ -171,8 +171,8 @@ def prepare(
         if watch:  # a checkpoint that is too early for it is passed over
             posthoc.check(workdir, ema, config)
         else:
-            generate.require_checkpoint(workdir, step)
-            generate.check_ema(workdir, step, ema)
+            runs.require_checkpoint(workdir, step)
+            runs.check_ema(workdir, step, ema)
     if watch and images:
         raise ValueError("--watch evaluates each new checkpoint; it does not go with --images")
     rounds = PAPER_ROUNDS if protocol == "paper" else 1
@@ -196,12 +196,13 @@ def prepare(
             raise ValueError(f"eval.first + eval.count × rounds is {last:,}; seeds end at {2**32:,}")
         if watch and step != -1:
             raise ValueError(f"--watch evaluates every checkpoint; it does not go with --checkpoint={step}")
-        if watch and not generate.checkpoint_steps(workdir):
+        if watch and not runs.checkpoint_steps(workdir):
             log.say(f"waiting for the first checkpoint in {workdir}")
-        while watch and not generate.checkpoint_steps(workdir) and not preemption.requested():
+        while watch and not runs.checkpoint_steps(workdir) and not preemption.requested():
             shards.wait(1.0)
-        sampling = generate.prepare(config, workdir, "0", str(workdir / "evaluations"), step)
+        sampling = runs.open_run(config, workdir, step)
     workdirs.check_writable(workdir / "evaluations")
+    pod.check_shared(workdir / "evaluations")
     return shards.Run(config, workdir, extractor, source, sampling, rounds, watch, emas)
 
 
@@ -244,7 +245,7 @@ def _watch(run: shards.Run, against: reference.Reference | None) -> bool:
     def next_step() -> str:
         """Waits for it in process 0; empty after the last, or a signal."""
         while not preemption.requested():
-            todo = [step for step in generate.checkpoint_steps(run.workdir) if step not in done]
+            todo = [step for step in runs.checkpoint_steps(run.workdir) if step not in done]
             if todo:
                 return str(min(todo))
             if done and max(done) >= run.config.train.steps:

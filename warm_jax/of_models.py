@@ -18,11 +18,11 @@ from ml_collections import ConfigDict
 from warm_jax import (
     evaluate,
     family,
-    generate,
     log,
     named_scores,
     preemption,
     reference,
+    runs,
     sampling,
     shards,
     trained,
@@ -206,7 +206,7 @@ def _unless_stopped(measure: sweep.Measure) -> sweep.Measure:
 def _depends(model: trained.Model, scoring: Scoring, against: reference.Reference) -> dict[str, Any]:
     """All that a score of a model depends on but for the cell."""
     return {
-        "weights": generate.weights_hash(model.weights),
+        "weights": runs.weights_hash(model.weights),
         "process": model.experiment.config.process.to_dict(),
         "bnr": family.sampled_bnr(model.experiment.config),
         "extractor": scoring.judging.extractor.hash,

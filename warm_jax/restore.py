@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float32, PyTree
 from ml_collections import ConfigDict
 
-from warm_jax import experiment, generate, log, preemption, restorer, workdirs
+from warm_jax import experiment, log, preemption, restorer, runs, workdirs
 from warm_jax.restoration import ledger, levels, limits, photographs, sheet, tiles
 
 _ESTIMATES = ("mean", "sample")
@@ -43,7 +43,8 @@ class Asked(NamedTuple):
 class Run:
     """What `prepare` checked and `restore` needs."""
 
-    drawing: generate.Run  # the experiment, its checkpoint, and where results go
+    source: runs.Run
+    out: pathlib.Path
     asked: Asked
     given: levels.Given
     limits: limits.Limits
@@ -52,7 +53,7 @@ class Run:
     @property
     def experiment(self) -> experiment.Experiment:
         """The experiment."""
-        return self.drawing.experiment
+        return self.source.experiment
 
 
 def limits_of(exp: experiment.Experiment) -> limits.Limits:
@@ -117,18 +118,13 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, asked: Asked, out: str, s
     if not asked.images:
         raise ValueError("--mode=restore needs --images=FOLDER, or one file")
     files = photographs.list_images(workdirs.local(asked.images.removeprefix("folder:")))
-    generate.require_checkpoint(workdir, step)
-    workdirs.check_same(config, workdir, workdirs.MODEL_KEYS)
-    generate.check_ema(workdir, step, asked.ema)
-    generate.check_request(config)
-    exp = generate.build(config, generate.measured(config, workdir))
-    known = limits_of(exp)
-    _check_given(known, given, exp.process.image_shape[2], asked.add_noise)
+    source = runs.open_run(config, workdir, step, asked.ema)
+    known = limits_of(source.experiment)
+    _check_given(known, given, source.experiment.process.image_shape[2], asked.add_noise)
     target = pathlib.Path(out) if out else workdir / "restored"
     outputs = _outputs(files, asked)
     ledger.check_out(target, outputs)
-    drawing = generate.Run(exp, workdir, step, np.zeros(0, np.int64), target, ema=asked.ema)
-    return Run(drawing, asked, given, known, outputs)
+    return Run(source, target, asked, given, known, outputs)
 
 
 def _most_tiles(run: Run) -> int:
@@ -195,7 +191,7 @@ def _line(name: str, entry: dict[str, object]) -> str:
 
 def _made_with(run: Run, step: int, weights: PyTree) -> dict:
     """What the results depend on besides the images."""
-    made = generate.made_with(run.drawing, step, weights)
+    made = runs.made_with(run.source, step, weights)
     needed = ("clip", "class_label", "steps") if run.asked.estimate == "sample" else ("clip", "class_label")
     made["sample"] = {name: made["sample"][name] for name in needed}
     count = run.asked.count if run.asked.estimate == "sample" else 1
@@ -223,7 +219,7 @@ def _said_before(run: Run) -> list[str]:
 
 def _one(run: Run, restoring: restorer.Restorer, note: dict, key: str, path: pathlib.Path) -> bool:
     """Restores one image and notes it, unless that is done already; whether it was to be done."""
-    content, out = photographs.load(path), run.drawing.out
+    content, out = photographs.load(path), run.out
     claim = ledger.claim(key, path, content, run.outputs[path])
     if ledger.has(out, note, path.name, claim):
         return False
@@ -239,8 +235,8 @@ def _one(run: Run, restoring: restorer.Restorer, note: dict, key: str, path: pat
 @preemption.noted()
 def restore(run: Run) -> int:
     """Restores the images that the same settings have not restored yet, and writes them. Returns the exit status."""
-    step, weights = generate.load_ema(run.drawing)
-    out, done = run.drawing.out, []
+    step, weights = runs.load_ema(run.source)
+    out, done = run.out, []
     note, key = ledger.begin(out, _made_with(run, step, weights))
     log.say("\n".join([f"checkpoint of step {step}; {len(run.outputs)} images", *_said_before(run)]))
     restoring, started, fresh = restorer_of(run, weights), time.perf_counter(), 0

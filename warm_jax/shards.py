@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from ml_collections import ConfigDict
 
-from warm_jax import experiment, family, generate, log, pod, preemption, reference, sampling
+from warm_jax import experiment, family, log, pod, preemption, reference, runs, sampling
 from warm_jax.data import sources
 from warm_jax.metrics import extract, moments
 
@@ -29,7 +29,7 @@ class Run:
     workdir: pathlib.Path
     extractor: extract.Extractor
     images: sources.Source | None
-    sampling: generate.Run | None
+    sampling: runs.Run | None
     rounds: int
     watch: bool
     emas: tuple[float, ...] = ()
@@ -45,10 +45,10 @@ class Images:
             self.key = {"images": run.images.fingerprint}
             return
         self._source, drawing = None, dataclasses.replace(run.sampling, step=step, ema=ema)
-        step, self._weights = generate.load_weights(drawing)
+        step, self._weights = runs.load_weights(drawing)
         self._sampler = sampler or drawing.sampler()
         settings = run.config.sample
-        self.key = generate.made_with(drawing, step, self._weights)
+        self.key = runs.made_with(drawing, step, self._weights)
         self.facts = {
             "images": "samples",
             "checkpoint_step": step,

@@ -23,13 +23,13 @@ from warm_jax import (
     checkpoint,
     experiment,
     family,
-    generate,
     log,
     mesh,
     pictures,
     pod,
     posthoc,
     preemption,
+    runs,
     sampling,
     speed,
     workdirs,
@@ -60,7 +60,7 @@ class Run:
     experiment: experiment.Experiment
     source: sources.Source
     workdir: pathlib.Path
-    begins_from: generate.Run | None = None  # whose weights it begins from, if not its own
+    begins_from: runs.Run | None = None  # whose weights it begins from, if not its own
     profile: bool = False  # whether a few steps are traced
 
 
@@ -101,7 +101,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, init_from: str = "", prof
             f"--init_from={workdir}"
         )
     pod.check_shared(workdir)
-    begun = bool(generate.checkpoint_steps(workdir))
+    begun = bool(runs.checkpoint_steps(workdir))
     begins_from = begin.prepare(config, workdir, init_from, begun)
     if begun:
         workdirs.check_same(config, workdir, workdirs.MODEL_KEYS + workdirs.RUN_KEYS)

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 from ml_collections import ConfigDict
 
-from warm_jax import evaluate, experiment, generate, log, sampling, train, workdirs
+from warm_jax import evaluate, experiment, log, runs, sampling, train, workdirs
 from warm_jax.diffusion.process import Prediction, Process
 
 
@@ -76,8 +76,8 @@ class Model:
         if config.sample.guide:
             raise ValueError("a model guided by another is sampled on the command line, with --mode=sample")
         try:
-            generate.check_request(config)
-            made = experiment.build(config, generate.measured(config, self.workdir))
+            runs.check_request(config)
+            made = experiment.build(config, runs.measured(config, self.workdir))
         except TypeError as error:
             raise ValueError(f"of {settings} one has the wrong type: {error}") from error
         return dataclasses.replace(self, experiment=experiment.on(made, self.experiment.mesh))
@@ -97,10 +97,10 @@ def load(workdir: str | pathlib.Path, checkpoint: int = -1, ema: float | None = 
         raise ValueError(f"{workdir / 'config.json'} has no {', '.join(lacking)}; restore it")
     if config.sample.guide:
         config.sample.guidance, config.sample.guide = 1.0, ""
-    generate.require_checkpoint(workdir, checkpoint)
-    exp = generate.build(config, generate.measured(config, workdir))
-    run = generate.Run(exp, workdir, checkpoint, np.zeros(0, np.int64), workdir, ema=ema)
-    step, weights = generate.load_ema(run)
+    runs.require_checkpoint(workdir, checkpoint)
+    exp = runs.build(config, runs.measured(config, workdir))
+    run = runs.Run(exp, workdir, checkpoint, ema=ema)
+    step, weights = runs.load_ema(run)
     model = Model(exp, weights, step, workdir, ema)
     return model.sampled_with(**settings) if settings else model
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, PyTree
 from ml_collections import ConfigDict
 
-from warm_jax import experiment, generate, log, mesh, pod, workdirs
+from warm_jax import experiment, log, mesh, pod, runs, workdirs
 
 # With another value, the same numbers are another predictor. All else shows in names and shapes.
 _SAME = ("model.architecture", "model.patch_size", "model.preconditioning", "model.sigma_data")
@@ -61,7 +61,7 @@ def widen(own: PyTree, given: PyTree, patch_size: int) -> PyTree:
     return jax.tree_util.tree_map_with_path(choose, own)
 
 
-def prepare(config: ConfigDict, workdir: pathlib.Path, init_from: str, begun: bool) -> generate.Run | None:
+def prepare(config: ConfigDict, workdir: pathlib.Path, init_from: str, begun: bool) -> runs.Run | None:
     """The run whose weights this one begins from; None where it does not, or has begun.
 
     ValueError where what the workdir remembers of its beginning is not what is asked for.
@@ -87,20 +87,20 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, init_from: str, begun: bo
             raise ValueError(
                 f"--init_from: {key} is {there!r} there and {here!r} here; give --config.{key}={there}, or others"
             )
-    run = generate.other_run(other, pathlib.Path(init_from), noted["checkpoint_step"] if noted else -1, "--init_from")
+    run = runs.other_run(other, pathlib.Path(init_from), noted["checkpoint_step"] if noted else -1, "--init_from")
     key = jax.random.key(0)
     check_fits(*(jax.eval_shape(exp.model.init, key) for exp in (experiment.build(config), run.experiment)))
     return run
 
 
-def weights(exp: experiment.Experiment, source: generate.Run, workdir: pathlib.Path, own: PyTree) -> PyTree:
+def weights(exp: experiment.Experiment, source: runs.Run, workdir: pathlib.Path, own: PyTree) -> PyTree:
     """The weights that training begins from, on the devices, and a note of them in the workdir.
 
     ValueError where a run that was cut off before its first checkpoint began from other ones.
     """
-    step, given = generate.load_ema(source)
+    step, given = runs.load_ema(source)
     origin = workdirs.load_note(source.workdir, workdirs.ORIGIN) or workdirs.load_note(source.workdir, workdirs.BEGUN)
-    note = {"workdir": str(source.workdir.absolute()), "checkpoint_step": step, "weights": generate.weights_hash(given)}
+    note = {"workdir": str(source.workdir.absolute()), "checkpoint_step": step, "weights": runs.weights_hash(given)}
     note |= {"licence": origin["licence"]} if origin and "licence" in origin else {}
     noted = workdirs.load_note(workdir, workdirs.BEGUN)
     if noted is not None and noted["weights"] != note["weights"]:

@@ -20,7 +20,7 @@ from jax import export as jax_export
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from warm_jax import experiment, family, generate, log, posthoc, sampling, workdirs
+from warm_jax import experiment, family, log, posthoc, runs, sampling, workdirs
 from warm_jax.convert import bundle, card
 from warm_jax.convert.edm import save_workdir
 
@@ -48,7 +48,7 @@ print(images.shape, images.dtype)
 class Run:
     """What `prepare` checked and `export` needs."""
 
-    source: generate.Run
+    source: runs.Run
     out: pathlib.Path
     platforms: tuple[str, ...]
 
@@ -76,7 +76,7 @@ def prepare(
     target = pathlib.Path(out) if out else workdir / "export"
     if target.is_file():
         raise ValueError(f"--out={out} is a file; an export is a folder")
-    source = generate.prepare(config, workdir, "0", str(target), step, ema=ema)
+    source = runs.open_run(config, workdir, step, ema)
     workdirs.check_writable(target)
     return Run(source, target, platforms)
 
@@ -121,7 +121,7 @@ def write(
 def export(run: Run) -> int:
     """Writes all files. Returns the exit status."""
     source, out = run.source, run.out
-    step, params = generate.load_ema(source)
+    step, params = runs.load_ema(source)
     log.say(f"checkpoint of step {step}; writing the sampler for {', '.join(run.platforms)}")
     origin, begun = (workdirs.load_note(source.workdir, name) for name in (workdirs.ORIGIN, workdirs.BEGUN))
     licence = next((note["licence"] for note in (origin, begun) if note and "licence" in note), None)
