@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import cifar10, fashion_mnist
-from warm_jax import checkpoint, experiment, log, mesh, step, train
+from warm_jax import checkpoint, experiment, log, losses, mesh, step
 from warm_jax.diffusion import sampler
 
 
@@ -109,7 +109,7 @@ def logging_and_saving(exp, repeats=3):
         reports, saves, waits = [], [], []
         for number in range(1, repeats + 1):
             started = time.perf_counter()
-            row = train.scalars(totals._replace(images=totals.images + 8)) | {"images_per_second": 1.0, "rate": 1.0}
+            row = losses.scalars(totals._replace(images=totals.images + 8)) | {"images_per_second": 1.0, "rate": 1.0}
             metrics.write(number, row)
             reports.append(time.perf_counter() - started)
             started = time.perf_counter()

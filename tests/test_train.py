@@ -16,7 +16,7 @@ import pytest
 import scipy.fft
 import tiny
 
-from warm_jax import checkpoint, experiment, mesh, step, train
+from warm_jax import checkpoint, experiment, losses, mesh, step, train
 from warm_jax.data import idx
 from warm_jax.diffusion import loss
 
@@ -157,7 +157,7 @@ def test_noise_bins_add_up_to_the_loss(example):
     for head, total in enumerate((totals.blurred, totals.residual)):
         by_bin = np.histogram(example.t, edges, weights=parts[:, head] / 784)[0]
         np.testing.assert_allclose(total, by_bin, rtol=1e-4)
-    row = train.scalars(totals)
+    row = losses.scalars(totals)
     np.testing.assert_allclose((row["loss/blurred"] + row["loss/residual"]) * 784, value, rtol=1e-5)
     np.testing.assert_allclose(row["loss_blurred/noise_2-inf"], parts[example.t > 2, 0].mean() / 784, rtol=1e-4)
 

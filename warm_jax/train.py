@@ -7,39 +7,35 @@ same bits as one that was not.
 import collections
 import dataclasses
 import functools
-import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from clu import parameter_overview
-from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from warm_jax import (
     checkpoint,
     experiment,
     family,
+    keeping,
     log,
+    losses,
     mesh,
-    pictures,
     pod,
     posthoc,
     preemption,
+    preview,
     runs,
-    sampling,
     speed,
     workdirs,
 )
 from warm_jax.convert import begin
 from warm_jax.data import pipeline, sources
 from warm_jax.step import (
-    BIN_EDGES,
     State,
-    Totals,
     abstract_state,
     from_store,
     init_state,
@@ -49,7 +45,6 @@ from warm_jax.step import (
     zero_totals,
 )
 
-PREVIEW_IMAGES = 64
 _AHEAD = 2  # steps that may be queued on the device before the host waits
 
 
@@ -153,86 +148,6 @@ def _snapshots(run: Run, step: int) -> checkpoint.Checkpoints | None:
     return snapshots
 
 
-def _save(
-    checkpoints: checkpoint.Checkpoints,
-    step: int,
-    state: State,
-    wait: bool = False,
-    beside: checkpoint.Checkpoints | None = None,
-) -> None:
-    """Saves unless the last losses were not finite: the last good checkpoint stays the newest.
-
-    With `beside` it is a snapshot, of the averages alone, where the checkpoints that come to `beside` still fit.
-    """
-    if int(state.nonfinite) == 0:
-        items = whole = to_store(state)
-        if beside is not None:
-            items = {"train": None, "ema": None, "averages": state.averages}
-
-        def check_room() -> None:
-            checkpoints.check_room(items, [] if beside is None else [whole] * beside.to_come())
-
-        pod.first_then_all("room", check_room)
-        error = None
-        try:
-            checkpoints.save(step, **items, wait=wait)
-        except OSError as failed:
-            error = failed
-        said = "; ".join(filter(None, pod.gather("saved", str(error or ""))))
-        if said:  # all go on, or none
-            raise error or OSError(said)
-
-
-_LOST = "each later checkpoint is tried; until one is saved, what came since the last is lost if the run ends"
-_NOTHING_LOST = "nothing of it is lost; what --ema makes of the averages around this step is less exact"
-
-
-def _try(work: Callable[[], None], step: int, metrics: log.Log, meaning: str = _LOST) -> None:
-    """Saves, or says loudly why that failed and goes on: what is in memory is worth more than what is on disk."""
-    try:
-        work()
-    except OSError as error:
-        log.warn(f"step {step}: {error}. Training goes on, and {meaning}. Make room")
-        metrics.write(step, {"failed_saves": 1.0})
-
-
-def scalars(totals: Totals) -> dict[str, float]:
-    """Means since the last report, by head, and by head and noise level; per pixel, weighted by λ."""
-    totals = jax.tree.map(np.asarray, totals)
-    images = totals.images.sum() or math.nan  # nan where no loss was finite
-    row = {
-        "loss/blurred": float(totals.blurred.sum() / images),
-        "loss/residual": float(totals.residual.sum() / images),
-        "gradient_norm": float(totals.gradient_norm / np.maximum(totals.steps - totals.nonfinite, 1)),
-        "nonfinite_steps": float(totals.nonfinite),
-    }
-    edges = [0.0, *BIN_EDGES, math.inf]
-    for i, count in enumerate(totals.images):
-        if count:
-            name = f"noise_{edges[i]:g}-{edges[i + 1]:g}"
-            row[f"loss_blurred/{name}"] = float(totals.blurred[i] / count)
-            row[f"loss_residual/{name}"] = float(totals.residual[i] / count)
-    return row
-
-
-def _report(step: int, row: dict[str, float], two_targets: bool) -> None:
-    bins = [name.removeprefix("loss_blurred/noise_") for name in row if name.startswith("loss_blurred/")]
-    heads = {"blurred": [row[f"loss_blurred/noise_{name}"] for name in bins]}
-    if two_targets:
-        heads["residual"] = [row[f"loss_residual/noise_{name}"] for name in bins]
-    total = " + ".join(f"{row[f'loss/{head}']:.4f} {head}" for head in heads)
-    utilisation = f"  MFU {row['mfu']:.1%}" if "mfu" in row else ""
-    lines = [
-        f"step {step:>7}  loss {total}  |gradient| {row['gradient_norm']:.2f}  "
-        f"{row['images_per_second']:.0f} images/s{utilisation}  lr {row['learning_rate']:.2e}",
-        "    noise     " + " ".join(f"{name:>8}" for name in bins),
-        *(f"    {head:<10}" + " ".join(f"{value:8.4f}" for value in values) for head, values in heads.items()),
-    ]
-    if row["nonfinite_steps"]:
-        lines.append(f"    {row['nonfinite_steps']:.0f} steps whose loss was not finite: they count for nothing above")
-    log.say("\n".join(lines))
-
-
 def _device_batches(run: Run, start: int) -> Iterator[pipeline.Batch]:
     """Batches on the devices, the next ones on their way while one is used."""
     config = run.experiment.config
@@ -246,37 +161,6 @@ def _device_batches(run: Run, start: int) -> Iterator[pipeline.Batch]:
         num_workers=config.data.num_workers,
     )
     return pipeline.to_device(host, mesh.split(run.experiment.mesh))
-
-
-class Preview:
-    """Samples while training: one compilation, the same noise and classes every time, a PNG a step in `grids/`."""
-
-    def __init__(self, exp: experiment.Experiment, workdir: pathlib.Path):
-        self.folder, self.classes = workdir / "grids", exp.config.data.num_classes
-        # A column a class, so that rows can be compared at a glance.
-        self.columns = self.classes if 1 < self.classes <= 16 else math.isqrt(PREVIEW_IMAGES)
-        count = min(PREVIEW_IMAGES, exp.config.sample.batch_size) // self.columns * self.columns or self.columns
-        self.seeds = np.arange(count)
-        self.labels = np.arange(count) % self.classes if self.classes else None
-        self.draw = sampling.Sampler(exp, batch_size=count)
-
-    def __call__(self, step: int, ema: PyTree) -> str:
-        """Draws with the weights `ema` and writes the grid of step `step`; says where it is, or why there is none."""
-        try:
-            ema = mesh.whole(self.draw.mesh, ema)
-            self.draw.compile(ema)
-            pod.gather("preview", "")
-            images = self.draw(ema, self.seeds, self.labels).images
-        except FloatingPointError as error:  # a picture is not worth a run
-            return f"none: {error}"
-        path = self.folder / f"{step:08d}.png"
-        if jax.process_index() == 0:
-            try:
-                self.folder.mkdir(exist_ok=True)
-                pictures.save_png(path, pictures.grid(images, self.columns), scale=pictures.scale_for_people(images))
-            except OSError as error:  # as of a full disk
-                return f"none: {error}"
-        return str(path)
 
 
 def _introduce(run: Run, state: State, compiled_seconds: float, measure: speed.Speed) -> None:
@@ -314,19 +198,19 @@ def train(run: Run, final_grid: bool = True) -> int:
     if jax.process_index() == 0:
         workdirs.save_config(exp.config, run.workdir)
         workdirs.save_data(run.source, run.workdir)
-    step, preview = int(state.step), Preview(exp, run.workdir)
+    step, draw = int(state.step), preview.Preview(exp, run.workdir)
     snapshots, metrics = _snapshots(run, step), log.Log(run.workdir, step)
     try:
         if step < settings.steps:
-            state, step = _loop(run, state, checkpoints, snapshots, metrics, preview)
-        _try(checkpoints.wait, step, metrics)
-        _save(checkpoints, step, state, wait=True)  # this one must not fail
+            state, step = _loop(run, state, checkpoints, snapshots, metrics, draw)
+        keeping.attempt(checkpoints.wait, step, metrics)
+        keeping.save(checkpoints, step, state, wait=True)  # this one must not fail
         if step < settings.steps or pod.any_requested():
             known = checkpoints.steps()
             saved = f"step {known[0]} of {settings.steps} is saved" if known else "nothing was saved"
             log.say(f"{preemption.requested()}: {saved}; the same command goes on from there")
             return preemption.EXIT_AGAIN
-        log.say(f"trained to step {step}" + (f"; samples: {preview(step, state.ema)}" if final_grid else ""))
+        log.say(f"trained to step {step}" + (f"; samples: {draw(step, state.ema)}" if final_grid else ""))
         return 0
     finally:
         metrics.close()
@@ -341,7 +225,7 @@ def _loop(
     checkpoints: checkpoint.Checkpoints,
     snapshots: checkpoint.Checkpoints | None,
     metrics: log.Log,
-    preview: Preview,
+    draw: preview.Preview,
 ) -> tuple[State, int]:
     """Steps until the last one or a signal; the host waits for the device only to report, to save and to keep pace."""
     exp, settings = run.experiment, run.experiment.config.train
@@ -367,28 +251,28 @@ def _loop(
         profile.after(step)
         last = step == settings.steps or stop.reached(step)
         if step % settings.log_every == 0 or last:
-            row = scalars(totals)
+            row = losses.scalars(totals)
             now = time.perf_counter()
             row |= measure.row(step - reported, now - since)
             row["learning_rate"] = float(rate(step - 1))
             bar.set_postfix_str(f"{row['images_per_second']:.0f} images/s")
-            _report(step, row, row["loss/residual"] > 1e-9)
+            log.say(losses.text(step, row, two_targets=row["loss/residual"] > 1e-9))
             metrics.write(step, row)
             # At the end any is too many: what was reached is not saved.
             _stop_if_lost(state, 1 if step == settings.steps else settings.max_nonfinite_steps, step, checkpoints)
             totals, since, reported = put_totals(), time.perf_counter(), step
         paused = time.perf_counter()
         if snapshots is not None and step % settings.posthoc_every == 0:
-            _try(checkpoints.wait, step, metrics)  # nothing of the two is saved at one time
-            save = functools.partial(_save, snapshots, step, state, wait=True, beside=checkpoints)
-            _try(save, step, metrics, _NOTHING_LOST)
+            keeping.attempt(checkpoints.wait, step, metrics)  # nothing of the two is saved at one time
+            save = functools.partial(keeping.save, snapshots, step, state, wait=True, beside=checkpoints)
+            keeping.attempt(save, step, metrics, keeping.NOTHING_LOST)
         if last:
             break
         if step % settings.checkpoint_every == 0:
-            _try(checkpoints.wait, step, metrics)
-            _try(functools.partial(_save, checkpoints, step, state), step, metrics)
+            keeping.attempt(checkpoints.wait, step, metrics)
+            keeping.attempt(functools.partial(keeping.save, checkpoints, step, state), step, metrics)
         if settings.sample_every and step % settings.sample_every == 0:
-            log.say(f"samples: {preview(step, state.ema)}")
+            log.say(f"samples: {draw(step, state.ema)}")
         since += time.perf_counter() - paused
     bar.close()
     profile.close()
