@@ -16,6 +16,9 @@ MODULES = {
 }
 PROGRAMS = (
     "train",
+    "keeping",
+    "losses",
+    "preview",
     "generate",
     "runs",
     "restore",
@@ -172,6 +175,9 @@ def test_who_may_import_what(name):
         "analysis.plots", "analysis.sampling_plots", "analysis.solver_plots"
     )
     assert name in within(*COMMAND_LINE) or not own(name) & within(*COMMAND_LINE)  # nobody imports the command line
+    if name in within(*COMMAND_LINE):  # each only what comes after it
+        before = COMMAND_LINE[: COMMAND_LINE.index(name.removeprefix("warm_jax."))]
+        assert not own(name) & within(*before)
     for program in within(*PROGRAMS) & own(name):
         assert name in within(*COMMAND_LINE, *PROGRAMS) | {"warm_jax"}, f"{name} imports the program {program}"
 

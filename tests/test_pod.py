@@ -168,6 +168,11 @@ def test_what_is_wrong_with_one_ends_all(tmp_path):
             {1: [f"--workdir={tmp_path / 'b'}"]},
             "is not the folder that process 0 sees",
         ),
+        (
+            ["--mode=evaluate", "--images=bundled", f"--workdir={tmp_path / 'a'}"],
+            {1: [f"--workdir={tmp_path / 'b'}"]},
+            "is not the folder that process 0 sees",
+        ),
         (["--config.train.batch_size=15"], {}, r"does not divide over 2 device\(s\)"),
         (["--mode=compare"], {}, "--mode=compare runs in one process, and this is one of 2"),
     )
@@ -205,8 +210,8 @@ def test_sampling_by_two_stops_and_goes_on_by_three(tmp_path, trained, name):
     pod = Pod(3, tmp_path, *arguments, steps=5)
     assert pod.end()[0] == 0, pod.said(0)
     assert not list(tmp_path.glob("*.partial.npz"))
-    run = generate.prepare(tiny.config(train__steps=5), trained, "0-2999", str(tmp_path / "one.npz"), -1)
-    assert generate.sample(tiny.with_network(run, tiny.Linear())) == 0
+    drawing = generate.prepare(tiny.config(train__steps=5), trained, "0-2999", str(tmp_path / "one.npz"), -1)
+    assert generate.sample(tiny.with_network(drawing, tiny.Linear())) == 0
     expected = np.load(tmp_path / "one.npz")
     if name == "all.npz":
         found = np.load(tmp_path / name)

@@ -194,8 +194,8 @@ def workdir(tmp_path_factory):
 
 def sample(workdir, out, trajectory, seeds="0-9", **changes):
     config = tiny.config(**{"train__steps": 2, "sample__batch_size": 8} | changes)
-    run = generate.prepare(config, workdir, seeds, str(out), -1, trajectory=trajectory)
-    return generate.sample(tiny.with_network(run, tiny.Linear()), trajectory)
+    drawing = generate.prepare(config, workdir, seeds, str(out), -1, trajectory=trajectory)
+    return generate.sample(tiny.with_network(drawing, tiny.Linear()), trajectory)
 
 
 def test_beside_the_same_samples(workdir, tmp_path, capsys):

@@ -37,7 +37,7 @@ def config(system="warm", **changes):
 
 
 def with_network(made, network):
-    """The experiment, or the run, with another network."""
+    """The experiment, or what has one or a run, with another network."""
     if hasattr(made, "run"):
         return dataclasses.replace(made, run=with_network(made.run, network))
     if hasattr(made, "experiment"):
@@ -53,7 +53,7 @@ def build(network=None, devices=None, **changes):
 
 
 def on_devices(made, devices):
-    """The experiment, or the run, on the first `devices` devices."""
+    """The experiment, or what has one or a run, on the first `devices` devices."""
     if hasattr(made, "run"):
         return dataclasses.replace(made, run=on_devices(made.run, devices))
     if hasattr(made, "experiment"):

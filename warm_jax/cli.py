@@ -1,4 +1,4 @@
-"""The command line: which flags there are, what they mean together, and what is said of wrong ones."""
+"""The flags: which there are, what they mean together, and what is said of wrong ones."""
 
 import pathlib
 import runpy

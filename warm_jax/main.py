@@ -1,4 +1,4 @@
-"""The command line: flags to a program, and nothing else."""
+"""The command line of warm_jax: trains, samples, restores, scores and more, as --mode and --config say."""
 
 import contextlib
 import hashlib

@@ -17,7 +17,8 @@ from warm_jax import checkpoint, experiment, family, log, mesh, pod, posthoc, sa
 class Run:
     """A checkpoint of a run, of which nothing is loaded yet.
 
-    `step` is the checkpoint's, -1 the latest's; `ema` the σ_rel of the EMA to use, None: the plain one.
+    `step` is the checkpoint's, -1 the latest's; `guide` the weaker run of `sample.guide`; `ema` the σ_rel of the EMA to
+    use, None: the plain one.
     """
 
     experiment: experiment.Experiment
@@ -126,7 +127,7 @@ def _prepare_guide(config: ConfigDict) -> "Run | None":
 
 
 def other_run(config: ConfigDict, workdir: pathlib.Path, step: int, what: str) -> Run:
-    """The run in another workdir, `what` it is to this one, by its own config."""
+    """The run in another workdir, `what` it is to this one, by its own config: to load its weights."""
     steps = checkpoint_steps(workdir)
     if step not in (-1, *steps) or not steps:
         raise FileNotFoundError(f"no checkpoint {step} in {what} {workdir}; there are {steps}")

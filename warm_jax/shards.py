@@ -44,11 +44,11 @@ class Images:
             self._source, self.facts = run.images, {"images": run.images.spec, "data_hash": run.images.fingerprint}
             self.key = {"images": run.images.fingerprint}
             return
-        self._source, drawing = None, dataclasses.replace(run.sampling, step=step, ema=ema)
-        step, self._weights = runs.load_weights(drawing)
-        self._sampler = sampler or drawing.sampler()
+        self._source, opened = None, dataclasses.replace(run.sampling, step=step, ema=ema)
+        step, self._weights = runs.load_weights(opened)
+        self._sampler = sampler or opened.sampler()
         settings = run.config.sample
-        self.key = runs.made_with(drawing, step, self._weights)
+        self.key = runs.made_with(opened, step, self._weights)
         self.facts = {
             "images": "samples",
             "checkpoint_step": step,
