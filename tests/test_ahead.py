@@ -277,6 +277,12 @@ def test_roofline_by_hand():
         roofline.roofline(topology.parse("cpu:8")[0], flops.Flops(), 1.0, 0.0)
 
 
+FIRST_COUNT = (
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (60.38G) exceeds "
+    "available HBM (15.75G)."
+)
+
+
 def refused(total, *, topology_text="v5e:2x2", **changes):
     """What is found of a train step that wants `total` bytes a chip."""
     (target,) = topology.parse(topology_text)
@@ -302,9 +308,27 @@ def refused(total, *, topology_text="v5e:2x2", **changes):
 
 def test_refusals_of_a_compiler():
     said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 31.50G of 15.75G hbm. Exceeded …"
-    assert report.out_of_memory(said) == {"total": int(31.5 * 2**30), "available": int(15.75 * 2**30)}
-    assert report.out_of_memory("RESOURCE_EXHAUSTED: who knows") == {}
-    assert report.out_of_memory("INVALID_ARGUMENT: no such thing") is None
+    assert report.out_of_memory(said, 1) == {"total": int(31.5 * 2**30), "available": int(15.75 * 2**30)}
+    assert report.out_of_memory(FIRST_COUNT, 2**30) == {
+        "temporaries": int(60.38 * 2**30),
+        "total": int(60.38 * 2**30) + 2**30,
+        "available": int(15.75 * 2**30),
+        "first_count": True,
+    }
+    assert report.out_of_memory("RESOURCE_EXHAUSTED: who knows", 1) == {}
+    assert report.out_of_memory("INVALID_ARGUMENT: no such thing", 1) is None
+
+
+def test_a_first_count_says_what_helps_and_leaves_no_slice_out():
+    """libtpu's words of lsun_church128 on one chip; on four of them it fits, by computing activations anew."""
+    found = refused(0, topology_text="v5e:1x1")
+    found["programs"]["train step"]["memory"] = report.out_of_memory(FIRST_COUNT, found["state_bytes"])
+    said = report.text(found)
+    assert re.search(r"total of 16.00 GiB +61.38 GiB", said) and re.search(r"temporaries +60.38 GiB", said)
+    assert "--config.train.accumulation=8" in said  # 60.38 / 15 is more than 4
+    assert report.needs(found) == ": 61.38 GiB of 16.00 GiB a chip"
+    for target in topology.parse("v5e:smallest"):
+        assert report.may_fit(found, target)
 
 
 def test_what_does_not_fit_and_what_helps():

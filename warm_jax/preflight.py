@@ -86,7 +86,7 @@ def preflight(run: Run) -> int:
         if found["fits"] is not False:
             break
         if target is not run.targets[-1]:
-            log.say(f"{target.text}: does not fit")
+            log.say(f"{target.text}: does not fit{report.needs(found)}")
     found["tried"] = tried
     path = run.workdir / f"preflight-{run.text.replace(':', '-')}.json"
     workdirs.write_atomically(path, json.dumps(found, indent=2).encode() + b"\n")
@@ -154,14 +154,17 @@ def examine(config: ConfigDict, target: topology.Target) -> Iterator[dict]:
     }
     programs, found["fits"] = {}, None
     found["programs"] = programs
-    programs["train step"] = _examine("train step", step.trace_step(exp), target, config.train.batch_size, len(devices))
+    programs["train step"] = _examine(
+        "train step", step.trace_step(exp), target, config.train.batch_size, len(devices), found["state_bytes"]
+    )
     if config.model.remat:
         programs["train step"]["recomputed"] = _recomputed(exp, programs["train step"]["flops"], target)
     yield found
     if programs["train step"]["fits"] is not False:
         count = 1 if apart else len(host)
         batch = draw.batch_size * count // len(host)
-        programs["sampling loop"] = _examine("sampling loop", draw.trace(weights), target, batch, count)
+        handed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(weights))
+        programs["sampling loop"] = _examine("sampling loop", draw.trace(weights), target, batch, count, handed)
     verdicts = [one["fits"] for one in programs.values()]
     found["fits"] = None if None in verdicts else all(verdicts)
     yield found
@@ -182,8 +185,11 @@ def _recomputed(exp: experiment.Experiment, total: dict, target: topology.Target
     return sum(total.values()) - flops.count(step.trace_step(plain).jaxpr).total / target.devices
 
 
-def _examine(name: str, traced, target: topology.Target, batch: int, devices: int) -> dict:
-    """One program on `devices` of the target: its FLOPs, memory and traffic a chip, and the roofline of them."""
+def _examine(name: str, traced, target: topology.Target, batch: int, devices: int, handed: int) -> dict:
+    """One program on `devices` of the target: its FLOPs, memory and traffic a chip, and the roofline of them.
+
+    `handed`: the bytes a chip of its arguments, but for what is little.
+    """
     print(f"compiling the {name} for {devices} × {target.chip.name} …", end=" ", flush=True)
     started, busy = time.perf_counter(), time.process_time()
     work = flops.count(traced.jaxpr).times(1 / devices)
@@ -191,7 +197,7 @@ def _examine(name: str, traced, target: topology.Target, batch: int, devices: in
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        needed = report.out_of_memory(str(error))
+        needed = report.out_of_memory(str(error), handed)
         if needed is None:
             raise
         compiled = None

@@ -18,24 +18,43 @@ def memory(analysis: Any) -> dict[str, int]:
     return parts | {"total": sum(parts.values())}
 
 
-def out_of_memory(message: str) -> dict[str, int] | None:
-    """Bytes wanted and there, from a compiler's refusal of a program that is too large; None for another message."""
+def out_of_memory(message: str, arguments: int) -> dict[str, int] | None:
+    """Bytes wanted and there, from a compiler's refusal of a program that is too large; None for another message.
+
+    A program that is far too large it refuses at its first count, which is of temporaries alone and comes before it
+    tries to make do with less by computing some anew; `arguments` are the bytes that the program is handed.
+    """
     if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
         return None
     unit = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)", message)
-    if not found:
+    number = r"([\d.]+)([KMGT]?)"
+    used = re.search(rf"Used {number} of {number}", message)
+    first = re.search(rf"temporaries \({number}\) exceeds available HBM \({number}\)", message)
+    if not used and not first:
         return {}
-    return {"total": int(float(found[1]) * unit[found[2]]), "available": int(float(found[3]) * unit[found[4]])}
+    *wanted, size, prefix = (used or first).groups()
+    wanted, there = int(float(wanted[0]) * unit[wanted[1]]), int(float(size) * unit[prefix])
+    if used:
+        return {"total": wanted, "available": there}
+    return {"temporaries": wanted, "total": wanted + arguments, "available": there, "first_count": True}
+
+
+def needs(found: dict) -> str:
+    """What a train step that does not fit would take, as a sentence's end; empty where the compiler did not say."""
+    total = found["programs"]["train step"]["memory"].get("total")
+    return f": {_gib(total)} of {_gib(found['chip']['memory'])} a chip" if total else ""
 
 
 def may_fit(found: dict, target: Target) -> bool:
     """Whether the train step may fit `target`, if all but the state shrinks as the batch a chip does.
 
-    `found` is of fewer chips, where it did not fit. Nothing shrinks faster, so what does not fit by this does not fit.
+    `found` is of fewer chips, where it did not fit. Nothing shrinks faster, so what does not fit by this does not fit;
+    but a compiler's first count tells nothing of what it could do with.
     """
-    total = found["programs"]["train step"]["memory"].get("total", 0)
-    state = found["state_bytes"]
+    memory, state = found["programs"]["train step"]["memory"], found["state_bytes"]
+    if memory.get("first_count"):
+        return True
+    total = memory.get("total", 0)
     expected = state + max(0, total - state) * found["devices"] / target.devices
     return expected <= target.chip.memory * target.chip.usable
 
