@@ -310,6 +310,7 @@ def test_refusals_of_a_compiler():
     said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 31.50G of 15.75G hbm. Exceeded …"
     assert report.out_of_memory(said, 1) == {"total": int(31.5 * 2**30), "available": int(15.75 * 2**30)}
     assert report.out_of_memory(FIRST_COUNT, 2**30) == {
+        "arguments": 2**30,
         "temporaries": int(60.38 * 2**30),
         "total": int(60.38 * 2**30) + 2**30,
         "available": int(15.75 * 2**30),

@@ -130,6 +130,18 @@ def test_the_bundled_config_on_the_smallest_slice(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the wheel libtpu")
+def test_what_is_far_too_large_is_refused_with_numbers(tmp_path):
+    """A million images on one chip: the compiler's words are its own, and may change with it."""
+    done = launch(tmp_path, "v5e:1x1", "--config.train.batch_size=1048576")
+    assert done.returncode == 0, done.stderr
+    assert "DOES NOT FIT: train step" in done.stdout and "--config.train.accumulation=" in done.stdout
+    made = json.loads((tmp_path / "preflight-v5e-1x1.json").read_text())
+    assert made["fits"] is False and made["programs"]["train step"]["memory"]["total"] > made["chip"]["memory"]
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1800)  # a TPU's compiler takes minutes
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the wheel libtpu")
 def test_the_gradients_are_sent_once_over_four_chips(tmp_path):

@@ -36,7 +36,8 @@ def out_of_memory(message: str, arguments: int) -> dict[str, int] | None:
     wanted, there = int(float(wanted[0]) * unit[wanted[1]]), int(float(size) * unit[prefix])
     if used:
         return {"total": wanted, "available": there}
-    return {"temporaries": wanted, "total": wanted + arguments, "available": there, "first_count": True}
+    parts = {"arguments": arguments, "temporaries": wanted}
+    return parts | {"total": wanted + arguments, "available": there, "first_count": True}
 
 
 def needs(found: dict) -> str:
