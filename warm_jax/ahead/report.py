@@ -22,22 +22,22 @@ def out_of_memory(message: str, arguments: int) -> dict[str, int] | None:
     """Bytes wanted and there, from a compiler's refusal of a program that is too large; None for another message.
 
     A program that is far too large it refuses at its first count, which is of temporaries alone and comes before it
-    tries to make do with less by computing some anew; `arguments` are the bytes that the program is handed.
+    tries to make do with less; `arguments` are the bytes that the program is handed.
     """
     if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
         return None
     unit = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    number = r"([\d.]+)([KMGT]?)"
-    used = re.search(rf"Used {number} of {number}", message)
-    first = re.search(rf"temporaries \({number}\) exceeds available HBM \({number}\)", message)
+    size = r"([\d.]+)([KMGT]?)"
+    used = re.search(rf"Used {size} of {size}", message)
+    first = re.search(rf"temporaries \({size}\) exceeds available HBM \({size}\)", message)
     if not used and not first:
         return {}
-    *wanted, size, prefix = (used or first).groups()
-    wanted, there = int(float(wanted[0]) * unit[wanted[1]]), int(float(size) * unit[prefix])
+    a, a_unit, b, b_unit = (used or first).groups()
+    wanted, available = int(float(a) * unit[a_unit]), int(float(b) * unit[b_unit])
     if used:
-        return {"total": wanted, "available": there}
-    parts = {"arguments": arguments, "temporaries": wanted}
-    return parts | {"total": wanted + arguments, "available": there, "first_count": True}
+        return {"total": wanted, "available": available}
+    parts = {"arguments": arguments, "temporaries": wanted, "total": arguments + wanted}
+    return parts | {"available": available, "first_count": True}
 
 
 def needs(found: dict) -> str:
