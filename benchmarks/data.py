@@ -20,8 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from warm_jax import prepare
-from warm_jax.data import arrays, augment, images, pipeline, sources
+from warm_jax.data import arrays, augment, images, pipeline, prepare, sources
 
 
 def cifar10_step_flops() -> float:

@@ -22,8 +22,8 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from skimage import data, metrics, restoration
 
-from warm_jax import restorer
 from warm_jax.restoration import levels as estimated
+from warm_jax.restoration import restorer
 
 NAMES = ("astronaut", "chelsea", "coffee", "rocket")
 LEVELS = "0:15,0:25,0:50,1:10,1:25,2:10,2:25"

@@ -21,8 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import cifar10, fashion_mnist
-from warm_jax import checkpoint, experiment, log, losses, mesh, step
 from warm_jax.diffusion import sampler
+from warm_jax.experiments import experiment
+from warm_jax.runtime import checkpoint, log, mesh
+from warm_jax.training import losses, step
 
 
 def rows_of(exp):

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from warm_jax import pictures
 from warm_jax.data import sources
 from warm_jax.diffusion import bnr, process
+from warm_jax.runtime import pictures
 
 LEVELS = [0.01, 0.2, 0.5, 1.0, 2.0, 5.0]
 ROWS = [("noise only (BNR 0, EDM): x", 0.0, 0), ("blur and noise (BNR 0.5): x", 0.5, 0)]

@@ -7,7 +7,9 @@ jaxtyping.install_import_hook("warm_jax", "beartype.beartype")  # as in conftest
 import tiny  # noqa: E402
 from absl import app  # noqa: E402
 
-from warm_jax import cli, experiment, main  # noqa: E402
+from warm_jax import main  # noqa: E402
+from warm_jax.cli import cli  # noqa: E402
+from warm_jax.experiments import experiment  # noqa: E402
 
 experiment._network = lambda config, shape, around, two: tiny.Linear(heads=around.heads)
 

@@ -9,8 +9,11 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec
 
-from warm_jax import mesh, sampling, step
-from warm_jax.ahead import flops, hlo, report, roofline, topology
+from warm_jax.accelerators import flops, hlo, roofline, topology
+from warm_jax.preflight import report
+from warm_jax.runtime import mesh
+from warm_jax.sampling import sampling
+from warm_jax.training import step
 
 F32 = 4
 

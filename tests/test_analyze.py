@@ -10,10 +10,12 @@ import pytest
 import scipy.fft
 import tiny
 
-from warm_jax import analyze, checkpoint, evaluate, experiment, of_models, preemption, reference, workdirs
-from warm_jax.analysis import sweep
+from warm_jax.analysis import analyze, of_models, sweep
 from warm_jax.data import sources
+from warm_jax.evaluation import evaluate, reference
+from warm_jax.experiments import experiment
 from warm_jax.metrics import moments
+from warm_jax.runtime import checkpoint, preemption, workdirs
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
-from warm_jax import averaging
-from warm_jax.averaging import Profile
+from warm_jax.diffusion import averaging
+from warm_jax.diffusion.averaging import Profile
 
 
 def weights(gamma, t):

@@ -9,10 +9,12 @@ import pytest
 import tiny
 from networks import jit
 
-from warm_jax import checkpoint, experiment, step, train
 from warm_jax.convert import begin
 from warm_jax.convert.edm import save_workdir
 from warm_jax.diffusion import loss
+from warm_jax.experiments import experiment
+from warm_jax.runtime import checkpoint
+from warm_jax.training import step, train
 
 # Small, but a patch holds several pixels, and each has both heads.
 PLAIN = {

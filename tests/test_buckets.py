@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from pretended import LAUNCH
 
-from warm_jax import log, workdirs
 from warm_jax.data import buckets
 from warm_jax.data.sources import open_source
+from warm_jax.runtime import log, workdirs
 
 
 @pytest.fixture

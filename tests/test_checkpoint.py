@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from warm_jax import checkpoint, mesh
+from warm_jax.runtime import checkpoint, mesh
 
 
 def tree(step):

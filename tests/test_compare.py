@@ -7,7 +7,9 @@ import pytest
 import tiny
 from PIL import Image
 
-from warm_jax import compare, experiment, preemption
+from warm_jax.evaluation import compare
+from warm_jax.experiments import experiment
+from warm_jax.runtime import preemption
 
 
 @pytest.fixture

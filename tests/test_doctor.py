@@ -14,9 +14,9 @@ from absl import flags
 from absl.testing import flagsaver
 
 from configs import cifar10, smoke
-from warm_jax import doctor, main
-from warm_jax.health import facts, judge, selftest
-from warm_jax.health.judge import GIB, NOTE, OK, PROBLEM
+from warm_jax import main
+from warm_jax.doctor import doctor, facts, judge, selftest
+from warm_jax.doctor.judge import GIB, NOTE, OK, PROBLEM
 
 ROOT = pathlib.Path(__file__).parent.parent
 CACHE_NAME = ("JAX_COMPILATION_CACHE_DIR",)

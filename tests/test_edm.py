@@ -21,8 +21,10 @@ from networks import jit
 from test_pth import Calls, evil
 
 from configs import cifar10
-from warm_jax import checkpoint, cli, generate, modes, runs
+from warm_jax.cli import cli, modes
 from warm_jax.convert import begin, edm
+from warm_jax.runtime import checkpoint
+from warm_jax.sampling import generate, runs
 from warm_jax.weights.edm import read_network
 
 KINDS = {

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from configs import smoke
-from warm_jax import evaluate, preemption, reference, shards, train
 from warm_jax.data import sources
+from warm_jax.evaluation import evaluate, reference, shards
 from warm_jax.metrics import fashion
+from warm_jax.runtime import preemption
+from warm_jax.training import train
 
 COUNT = 60
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from tiny import config
 
-from warm_jax import experiment, family, pictures, workdirs
 from warm_jax.diffusion import bnr, loss
+from warm_jax.experiments import experiment, family
+from warm_jax.runtime import pictures, workdirs
 
 
 def build(**changes):

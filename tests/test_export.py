@@ -16,9 +16,11 @@ import pytest
 import tiny
 from test_begin import random_params
 
-from warm_jax import experiment, family, runs, sampling, workdirs
 from warm_jax.convert import bundle, card, export
 from warm_jax.convert.edm import save_workdir
+from warm_jax.experiments import experiment, family
+from warm_jax.runtime import workdirs
+from warm_jax.sampling import runs, sampling
 
 FACTS = {"checkpoint_step": 5, "origin": None, "begun_from": None, "licence": None}
 

@@ -4,14 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from warm_jax.metrics.frechet import (
-    INCEPTION,
-    cautions,
-    expected_bias,
-    frechet_distance,
-    frechet_infinity,
-    score_name,
-)
+from warm_jax.metrics.frechet import INCEPTION, cautions, expected_bias, frechet_distance, frechet_infinity, score_name
 from warm_jax.metrics.moments import Moments, moments
 
 

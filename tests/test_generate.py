@@ -11,7 +11,10 @@ import pytest
 import tiny
 from PIL import Image
 
-from warm_jax import experiment, generate, mesh, sampling, train
+from warm_jax.experiments import experiment
+from warm_jax.runtime import mesh
+from warm_jax.sampling import generate, sampling
+from warm_jax.training import train
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import tiny
 
-from warm_jax import generate, runs, sampling, store, train, workdirs
 from warm_jax.diffusion import sampler
+from warm_jax.runtime import workdirs
+from warm_jax.sampling import generate, runs, sampling, store
+from warm_jax.training import train
 
 
 def drawn(exp, weights, guide=None):

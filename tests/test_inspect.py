@@ -10,7 +10,7 @@ import pytest
 import scipy.fft
 from PIL import Image
 
-from warm_jax import inspect
+from warm_jax.data import inspect
 from warm_jax.data.sources import open_items
 
 

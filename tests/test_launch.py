@@ -213,7 +213,7 @@ def check_what_restarts(jobset):
     codes, conditions = job["podFailurePolicy"]["rules"]
     assert {codes["action"], conditions["action"]} == {"FailJob"}
     assert codes["onExitCodes"]["containerName"] == container["name"] and codes["onExitCodes"]["operator"] == "In"
-    from warm_jax import preemption
+    from warm_jax.runtime import preemption
 
     assert codes["onExitCodes"]["values"] == sorted({preemption.EXIT_AGAIN, 128 + 15})
     assert conditions["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]

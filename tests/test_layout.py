@@ -257,7 +257,10 @@ def test_no_tensorflow_to_train():
 import sys
 sys.path.insert(0, "tests")
 import jax, tiny
-from warm_jax import main, mesh, sampling, step, train
+from warm_jax import main
+from warm_jax.runtime import mesh
+from warm_jax.sampling import sampling
+from warm_jax.training import step, train
 exp = tiny.build()
 state = step.init_state(exp)
 totals = jax.device_put(step.zero_totals(), mesh.replicated(exp.mesh))

@@ -15,7 +15,11 @@ from absl import flags
 from absl.testing import flagsaver
 
 from configs import smoke
-from warm_jax import checkpoint, cli, experiment, main, step
+from warm_jax import main
+from warm_jax.cli import cli
+from warm_jax.experiments import experiment
+from warm_jax.runtime import checkpoint
+from warm_jax.training import step
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Long enough that signals come while it trains; without previews, which take most of a short run.
@@ -413,7 +417,7 @@ def test_failing_while_it_runs_is_one_line_too(run, tmp_path, monkeypatch):
     def fail(run):
         raise FloatingPointError("the loss has not been finite\nfor 5 steps")
 
-    monkeypatch.setattr("warm_jax.train.train", fail)
+    monkeypatch.setattr("warm_jax.training.train.train", fail)
     status, err, _ = run("--config=configs/smoke.py", f"--workdir={tmp_path}")
     assert (status, err) == (1, "error: the loss has not been finite for 5 steps\n")
 

@@ -16,7 +16,9 @@ import pytest
 import tiny
 from PIL import Image
 
-from warm_jax import checkpoint, generate, step, train
+from warm_jax.runtime import checkpoint
+from warm_jax.sampling import generate
+from warm_jax.training import step, train
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 ROOT = pathlib.Path(__file__).parent.parent

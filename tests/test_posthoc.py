@@ -12,22 +12,16 @@ import numpy as np
 import pytest
 import tiny
 
-from warm_jax import (
-    analyze,
-    averaging,
-    checkpoint,
-    evaluate,
-    experiment,
-    generate,
-    posthoc,
-    runs,
-    step,
-    train,
-    trained,
-    workdirs,
-)
+from warm_jax import api
+from warm_jax.analysis import analyze
 from warm_jax.convert import bundle, export
 from warm_jax.data import sources
+from warm_jax.diffusion import averaging
+from warm_jax.evaluation import evaluate
+from warm_jax.experiments import experiment, posthoc
+from warm_jax.runtime import checkpoint, workdirs
+from warm_jax.sampling import generate, runs
+from warm_jax.training import step, train
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 STEPS, LENGTHS = 14, (0.05, 0.1)
@@ -282,8 +276,8 @@ def test_snapshots_leave_room_for_the_checkpoints(tmp_path, monkeypatch, capsys)
 
 def test_it_is_loaded_in_a_notebook(whole, monkeypatch):
     monkeypatch.setattr(
-        trained.experiment, "_network", lambda config, shape, around, two: tiny.Linear(heads=around.heads)
+        api.experiment, "_network", lambda config, shape, around, two: tiny.Linear(heads=around.heads)
     )
-    model = trained.load(whole, ema=0.08)
+    model = api.load(whole, ema=0.08)
     assert_close(jax.device_get(model.weights), remake(whole, STEPS, 0.08), 0)
     assert (model.ema, model.step) == (0.08, STEPS)

@@ -13,8 +13,9 @@ import pytest
 import tiny
 
 from configs import fashion_mnist, smoke
-from warm_jax import experiment, preflight
-from warm_jax.ahead import topology
+from warm_jax.accelerators import topology
+from warm_jax.experiments import experiment
+from warm_jax.preflight import preflight
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from warm_jax import prepare
-from warm_jax.data import manifest
+from warm_jax.data import manifest, prepare
 from warm_jax.data.sources import open_source
 
 RANDOM = np.random.RandomState(0)

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from configs import smoke
-from warm_jax import log, pictures, workdirs
 from warm_jax.analysis import charts, markup, report
 from warm_jax.analysis.charts import Line
+from warm_jax.runtime import log, pictures, workdirs
 
 VOID = ("img", "meta", "link")
 CELLS = ("td", "th", "dt", "dd", "li", "figcaption")

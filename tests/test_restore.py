@@ -17,10 +17,14 @@ from absl.testing import flagsaver
 from PIL import Image
 from scipy import fft, ndimage
 
-from warm_jax import checkpoint, cli, experiment, main, mesh, restore, restorer, runs, workdirs
+from warm_jax import main
+from warm_jax.cli import cli
 from warm_jax.diffusion import oracle
+from warm_jax.experiments import experiment
 from warm_jax.models import denoiser
-from warm_jax.restoration import limits, sheet
+from warm_jax.restoration import limits, restore, restorer, sheet
+from warm_jax.runtime import checkpoint, mesh, workdirs
+from warm_jax.sampling import runs
 
 # ── Exact predictors ─────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from warm_jax import rollcall
+from warm_jax.runtime import rollcall
 
 SLURM = {
     "SLURM_JOB_ID": "4242",

@@ -8,7 +8,9 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec
 
-from warm_jax import checkpoint, experiment, mesh, step, train
+from warm_jax.experiments import experiment
+from warm_jax.runtime import checkpoint, mesh
+from warm_jax.training import step, train
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -3,8 +3,8 @@
 import pytest
 import tiny
 
-from warm_jax import speed, step, train
-from warm_jax.ahead import topology
+from warm_jax.accelerators import topology
+from warm_jax.training import speed, step, train
 
 
 def test_shares_of_the_peak():

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from tiny import build, config
 
-from warm_jax import experiment, step, train, workdirs
+from warm_jax.experiments import experiment
+from warm_jax.runtime import workdirs
+from warm_jax.training import step, train
 
 
 def batch(n=4000, shape=(4, 4, 1)):

@@ -16,9 +16,11 @@ import pytest
 import scipy.fft
 import tiny
 
-from warm_jax import checkpoint, experiment, losses, mesh, step, train
 from warm_jax.data import idx
 from warm_jax.diffusion import loss
+from warm_jax.experiments import experiment
+from warm_jax.runtime import checkpoint, mesh
+from warm_jax.training import losses, step, train
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 SMALL_UNET = {"model__channel_mult": (1,), "model__patch_size": 14}

@@ -10,8 +10,10 @@ import pytest
 import tiny
 
 import warm_jax
-from warm_jax import checkpoint, experiment, generate, pictures, workdirs
 from warm_jax.diffusion import sampler
+from warm_jax.experiments import experiment
+from warm_jax.runtime import checkpoint, pictures, workdirs
+from warm_jax.sampling import generate
 
 
 @pytest.fixture
@@ -123,8 +125,8 @@ def test_refused_requests(linear, tmp_path, rng):
 
 def test_the_names_cost_nothing_until_they_are_used():
     code = (
-        "import sys, warm_jax; assert 'warm_jax.trained' not in sys.modules and 'jax' not in sys.modules; "
-        "warm_jax.load; assert 'warm_jax.trained' in sys.modules; "
+        "import sys, warm_jax; assert 'warm_jax.api' not in sys.modules and 'jax' not in sys.modules; "
+        "warm_jax.load; assert 'warm_jax.api' in sys.modules; "
         "from warm_jax import evaluate, train; assert train.train and evaluate.evaluate"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

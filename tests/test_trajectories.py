@@ -9,8 +9,11 @@ import scipy.stats
 import tiny
 from PIL import Image
 
-from warm_jax import experiment, family, generate, mesh, pod, sampling, train, trajectories
 from warm_jax.diffusion import bnr, process, systems
+from warm_jax.experiments import experiment, family
+from warm_jax.runtime import mesh, pod
+from warm_jax.sampling import generate, sampling, trajectories
+from warm_jax.training import train
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 STEPS = 4

@@ -9,7 +9,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from configs import smoke
-from warm_jax import experiment, mesh
+from warm_jax.experiments import experiment
+from warm_jax.runtime import mesh
 
 
 class Linear(nn.Module):

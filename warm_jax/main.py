@@ -11,8 +11,9 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from warm_jax import cli, modes, pod, preemption, rollcall
+from warm_jax.cli import cli, modes
 from warm_jax.data import buckets
+from warm_jax.runtime import pod, preemption, rollcall
 
 flags.adopt_module_key_flags(cli)  # --help is of them
 CACHE = "~/.cache/warm_jax/xla"  # of compiled programs, where JAX is not told of another
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> int:
 
 
 def _doctor() -> int:
-    from warm_jax import doctor
+    from warm_jax.doctor import doctor
 
     given = dict(os.environ)  # as people set it
     cache = given.get("JAX_COMPILATION_CACHE_DIR") or os.path.expanduser(CACHE)
@@ -95,7 +96,7 @@ def _facts(config: ConfigDict | None) -> dict[str, object]:
     """What must be the same in all processes of a job: the code, its versions, the config, what is asked for."""
     import jax
 
-    from warm_jax import workdirs
+    from warm_jax.runtime import workdirs
 
     code = hashlib.sha256()
     package = pathlib.Path(__file__).parent

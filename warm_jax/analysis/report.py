@@ -6,12 +6,12 @@ Styles and pictures are within it, scripts there are none, and its content secur
 import pathlib
 import re
 
-from warm_jax import workdirs
 from warm_jax.analysis import sections
 from warm_jax.analysis.blocks import flat, pairs, plain
 from warm_jax.analysis.charts import number, shown
 from warm_jax.analysis.contents import Contents, gather
 from warm_jax.analysis.markup import Html, join, tag
+from warm_jax.runtime import workdirs
 
 __all__ = ["Contents", "gather", "render", "write"]
 

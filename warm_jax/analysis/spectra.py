@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, UInt8
 
-from warm_jax import pictures
 from warm_jax.diffusion import bnr, dct
 from warm_jax.diffusion.radial import Radial, Slope, radial, ring_means, rings, slope
+from warm_jax.runtime import pictures
 
 __all__ = [
     "LEVELS",

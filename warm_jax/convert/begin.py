@@ -12,7 +12,9 @@ import numpy as np
 from jaxtyping import Float, PyTree
 from ml_collections import ConfigDict
 
-from warm_jax import experiment, log, mesh, pod, runs, workdirs
+from warm_jax.experiments import experiment
+from warm_jax.runtime import log, mesh, pod, workdirs
+from warm_jax.sampling import runs
 
 # With another value, the same numbers are another predictor. All else shows in names and shapes.
 _SAME = ("model.architecture", "model.patch_size", "model.preconditioning", "model.sigma_data")

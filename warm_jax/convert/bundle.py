@@ -24,7 +24,8 @@ from jax import export
 from jaxtyping import PyTree, Shaped
 from ml_collections import ConfigDict
 
-from warm_jax import experiment, family, workdirs
+from warm_jax.experiments import experiment, family
+from warm_jax.runtime import workdirs
 from warm_jax.weights import tensors
 
 SCHEMA = 1

@@ -3,7 +3,7 @@
 import json
 import pathlib
 
-from warm_jax import workdirs
+from warm_jax.runtime import workdirs
 
 _HOW = ("checkpoint_step", "ema", "solver", "steps", "nfe", "bnr", "guidance", "numbers")
 _KINDS = {

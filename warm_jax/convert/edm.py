@@ -15,9 +15,10 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
-from warm_jax import checkpoint, experiment, log, workdirs
 from warm_jax.data import augment
+from warm_jax.experiments import experiment
 from warm_jax.models import geometry
+from warm_jax.runtime import checkpoint, log, workdirs
 from warm_jax.weights import edm, tensors
 
 LICENCE = (

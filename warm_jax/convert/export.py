@@ -20,9 +20,11 @@ from jax import export as jax_export
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from warm_jax import experiment, family, log, posthoc, runs, sampling, workdirs
 from warm_jax.convert import bundle, card
 from warm_jax.convert.edm import save_workdir
+from warm_jax.experiments import experiment, family, posthoc
+from warm_jax.runtime import log, workdirs
+from warm_jax.sampling import runs, sampling
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 EXAMPLE = '''"""Draws images from seeds: python sample.py [COUNT]. Needs only jax, flatbuffers, numpy, safetensors."""

@@ -13,7 +13,7 @@ import hashlib
 import json
 import pathlib
 
-from warm_jax import workdirs
+from warm_jax.runtime import workdirs
 
 NOTE, SHEET = "restore.json", "before_after.png"
 

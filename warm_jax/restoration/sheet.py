@@ -5,8 +5,8 @@ import pathlib
 import numpy as np
 from jaxtyping import UInt8
 
-from warm_jax import pictures
 from warm_jax.restoration import photographs
+from warm_jax.runtime import pictures
 
 IMAGES, SIDE = 6, 256  # rows at most, and the most pixels of an image that are shown
 

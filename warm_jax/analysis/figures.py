@@ -1,0 +1,191 @@
+"""Each figure of a run: from its config, images and models to arrays, a picture and a sentence.
+
+What is measured is in `analysis/`, one pure function a figure, drawn by its `plots.py` and `sampling_plots.py`; here a
+config becomes their arguments.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
+
+from warm_jax.analysis import corruption, learning, manifold, of_models, solvers, spectra, sweep
+from warm_jax.data import sources
+from warm_jax.evaluation import reference
+from warm_jax.runtime import pictures
+
+NAMES = ("spectra", "corruption", "learning", "manifold", "sweep", "solvers")
+_SHOWN_LEVELS = (0.1, 0.3, 1.0, 3.0)  # noise levels of the spectra
+_PICTURE_LEVELS = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # of the corruption of one image
+_LEARNED_LEVELS = tuple(np.geomspace(0.02, 20, 10).round(4).tolist())
+_EXPLAINED_IMAGES = 256  # by a model, each at every level
+_ORACLE_SAMPLES = 128  # of the empirical oracle, for one score of the sweep
+_HURRIED_IMAGES = 250  # that the empirical oracle knows, at most, for the solvers: they are many
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the figures are of."""
+
+    config: ConfigDict
+    workdir: pathlib.Path
+    source: sources.Source
+    models: of_models.Models
+    scoring: of_models.Scoring | None = None  # None: models are not scored
+
+
+def _images(run: Run, most: int) -> tuple[Float[np.ndarray, "n h w c"], np.ndarray]:
+    """At most `most` images of the source, spread over it, on [-1, 1]; and their classes."""
+    chosen = reference.spread(len(run.source), most)
+    parts = [run.source.read(part) for part in np.array_split(chosen, -(-len(chosen) // 1000))]
+    images, labels = (np.concatenate(both) for both in zip(*parts, strict=True))
+    return _in_model_units(images), labels
+
+
+def _in_model_units(images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n h w c"]:
+    return np.asarray(pictures.from_uint8(jnp.asarray(images)))
+
+
+def _measured(run: Run) -> spectra.Measured:
+    chosen = reference.spread(len(run.source), run.config.analysis.images)
+    return spectra.measure(run.source.read(part)[0] for part in np.array_split(chosen, -(-len(chosen) // 1000)))
+
+
+def _spectra(run: Run) -> tuple[Any, str]:
+    settings, measured = run.config.analysis, _measured(run)
+    made = spectra.spectra(
+        measured.power, tuple(settings.bnrs), _SHOWN_LEVELS, settings.budget, covariance=measured.covariance
+    )
+    return made, (
+        f"slope {made.slope:.2f} ± {made.slope_error:.2f}; the largest constant BNR that loses at most "
+        f"{settings.budget:.0%} of the information at noise {made.levels[0]:.2g} to {made.levels[1]:.2g}: "
+        f"{made.recommended:.2g}"
+    )
+
+
+def _corruption(run: Run) -> tuple[Any, str]:
+    settings = run.config.analysis
+    image = _in_model_units(run.source.read(np.array([settings.image]))[0])[0]
+    bnrs = (*settings.bnrs, math.inf) if max(settings.bnrs) > 0 else tuple(settings.bnrs)
+    made = corruption.corruption(jax.random.key(run.config.seed), image, bnrs, _PICTURE_LEVELS)
+    return made, f"image {settings.image} of {run.source.spec} at {len(bnrs)} ratios and {len(_PICTURE_LEVELS)} levels"
+
+
+def _learning(run: Run) -> tuple[Any, str]:
+    """The linear part of every BNR; of each model what it explains, under its BNR: `explained_0.5_deblurring`, …"""
+    settings, bnrs = run.config.analysis, tuple(sorted({*run.config.analysis.bnrs, *run.models}))
+    made, found = learning.learning(_measured(run).power, bnrs, _LEARNED_LEVELS), {}
+    if run.models:
+        images, labels = _images(run, min(settings.images, _EXPLAINED_IMAGES))
+        found = of_models.explained(run.models, images, labels, _LEARNED_LEVELS, run.config.seed)
+    at = int(np.argmin(np.abs(np.log(made.betas))))
+    parts = [f"{share:.0%} at BNR {bnr:g}" for bnr, share in zip(made.bnrs, made.deblurring[:, at], strict=True)]
+    parts += [f"{one.deblurring[at]:.0%} of the model of BNR {bnr:g}" for bnr, one in found.items()]
+    what = f"the deblurring head's part of what is to be found, noise {made.betas[at]:.2g}"
+    return (made, found), f"{what}: {', '.join(parts)}"
+
+
+def _oracle(run: Run) -> manifold.Manifold:
+    settings = run.config.analysis
+    images = jnp.asarray(_images(run, settings.oracle_images)[0])
+    return manifold.manifold(
+        manifold.empirical,
+        images,
+        tuple(settings.bnrs),
+        tuple(settings.steps),
+        params_of=lambda bnr, seed: images,
+        seeds=tuple(range(settings.repeats)),
+        count=settings.count,
+        traced=True,
+        say=of_models.say,
+    )
+
+
+def _sweeps(run: Run) -> Iterator[tuple[str, sweep.Sweep]]:
+    """Of Gaussian data, of a data set's exact predictor, and of the models."""
+    settings = run.config.analysis
+    yield "sweep_gaussian", sweep.gaussian_w2(_measured(run).power, tuple(settings.bnrs), tuple(settings.sweep_steps))
+    images, seeds = _images(run, settings.oracle_images)[0], tuple(range(settings.repeats))
+    counts = {"bnrs": tuple(settings.bnrs), "steps": tuple(settings.sweep_steps), "seeds": seeds}
+    kept = run.workdir / "sweep.jsonl"
+    found = sweep.empirical_sweep(images, **counts, count=_ORACLE_SAMPLES, path=kept, say=of_models.say)
+    yield "sweep_empirical", found["energy"]
+    if run.models and run.scoring is not None:
+        yield "sweep_models", of_models.score(run.models, run.scoring, kept)
+
+
+def _solvers(run: Run) -> tuple[list[solvers.Way], list[solvers.Table]]:
+    """The ways of sampling, and their tables: of Gaussian data, of a set's exact predictor, and of the models."""
+    settings, kept = run.config.analysis, run.workdir / "sweep.jsonl"
+    bnrs = tuple(float(bnr) for bnr in settings.solver_bnrs)
+    ways, gaussian = solvers.fit(_measured(run).power, bnrs, tuple(settings.solver_nfe), of_models.say)
+    images = _images(run, min(settings.oracle_images, _HURRIED_IMAGES))[0]
+    seeds = tuple(range(settings.repeats))
+    found = solvers.empirical(images, ways, bnrs, seeds, settings.count, kept, of_models.say)
+    tables = [gaussian, found["strayed"], found["energy"]]
+    models = {bnr: model for bnr, model in run.models.items() if bnr in bnrs}
+    if run.models and not models:
+        of_models.say(f"no model is sampled at a BNR of analysis.solver_bnrs, {bnrs}: models are left out")
+    if models and run.scoring is not None:
+        tables.append(of_models.score_ways(models, run.scoring, ways, kept))
+    return ways, tables
+
+
+def make(run: Run, name: str) -> Iterator[tuple[str, dict[str, np.ndarray], Any, str]]:
+    """(file name, arrays, figure, sentence) of each picture that `name` makes."""
+    from warm_jax.analysis import plots, sampling_plots, solver_plots  # need matplotlib, which a report does not need
+
+    settings = run.config.analysis
+    if name == "spectra":
+        made, sentence = _spectra(run)
+        yield name, made._asdict(), plots.spectra(made), sentence
+    elif name == "corruption":
+        made, sentence = _corruption(run)
+        yield name, made._asdict(), plots.corruption(made), sentence
+    elif name == "learning":
+        (made, found), sentence = _learning(run)
+        measured = {f"explained_{bnr:g}_{k}": v for bnr, one in found.items() for k, v in one._asdict().items()}
+        yield name, made._asdict() | measured, plots.learning(made, tuple(found.values())), sentence
+    elif name == "manifold":
+        made = _oracle(run)
+        yield name, made._asdict(), sampling_plots.manifold(made), _worst(made, "gap", "nats a dimension")
+        if run.models:
+            images, labels = _images(run, max(settings.oracle_images, settings.count))
+            made = of_models.departure(run.models, images, labels, settings)
+            yield "manifold_models", made._asdict(), sampling_plots.manifold(made), _worst(made, "energy", "")
+    elif name == "solvers":
+        ways, tables = _solvers(run)
+        arrays = {f"ways_{field}": np.array([way[i] for way in ways]) for i, field in enumerate(solvers.Way._fields)}
+        arrays |= {f"{table.metric}_{k}": v for table in tables for k, v in table._asdict().items() if k != "metric"}
+        lines = [
+            f"by {table.metric}:\n      " + "\n      ".join(solvers.recommendation(ways, table)) for table in tables
+        ]
+        yield name, arrays, solver_plots.solvers(ways, tables), "\n    ".join(["what is best", *lines])
+    else:
+        for file, made in _sweeps(run):
+            yield file, made._asdict(), sampling_plots.sweep(made), _best(made)
+
+
+def _worst(made: manifold.Manifold, measure: str, unit: str) -> str:
+    row = manifold.MEASURES.index(measure)
+    return (
+        f"{measure} at NFE {made.nfe[-1]}: "
+        + ", ".join(
+            f"{made.average[row, i, -1]:.3g} ± {made.average_half[row, i, -1]:.1g} at BNR {bnr:g}"
+            for i, bnr in enumerate(made.bnrs)
+        )
+        + (f" ({unit})" if unit else "")
+    )
+
+
+def _best(made: sweep.Sweep) -> str:
+    return f"{made.metric}: lowest at BNR " + ", ".join(
+        f"{made.bnrs[np.nanargmin(made.mean[:, j])]:g} (NFE {nfe})" for j, nfe in enumerate(made.nfe)
+    )

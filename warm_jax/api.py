@@ -1,0 +1,161 @@
+"""A trained model in a script or a notebook: what `import warm_jax` offers.
+
+model = warm_jax.load("runs/fashion_mnist")
+images = warm_jax.sample(model, range(16), steps=18)                  # uint8 [16, 28, 28, 1]
+blurred, residual = model.predict(x, t)                               # the function that every solver takes
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree, UInt8
+from ml_collections import ConfigDict
+
+from warm_jax.diffusion.process import Prediction, Process
+from warm_jax.evaluation import evaluate
+from warm_jax.experiments import experiment
+from warm_jax.runtime import log, workdirs
+from warm_jax.sampling import runs, sampling
+from warm_jax.training import train
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The EMA weights of a checkpoint, and what they mean.
+
+    Attributes:
+      experiment: The config made real; its `sample` section says how samples are drawn.
+      weights: The EMA weights, on the devices.
+      step: Of the checkpoint.
+      workdir: Where it lives.
+      ema: The σ_rel of the EMA; None: the plain one.
+    """
+
+    experiment: experiment.Experiment
+    weights: PyTree
+    step: int
+    workdir: pathlib.Path
+    ema: float | None = None
+
+    @property
+    def process(self) -> Process:
+        """The process that it is sampled on."""
+        return self.experiment.sampled
+
+    @property
+    def num_classes(self) -> int:
+        """0 where it knows no classes."""
+        return self.experiment.config.data.num_classes
+
+    def predict(
+        self,
+        x: Float[Array, "b h w c"],
+        t: Float[Array, " b"],
+        labels: Int[Array, " b"] | Int[np.ndarray, " b"] | None = None,
+    ) -> Prediction:
+        """(D̂, R̂) of states `x` at levels `t`, pure, to be jitted; classes of -1, or None, are hidden from it."""
+        one_hot = None
+        if self.num_classes:
+            labels = jnp.full(x.shape[:1], -1) if labels is None else jnp.asarray(labels)
+            one_hot = jax.nn.one_hot(labels, self.num_classes)
+        return self.experiment.to_sample.predict(self.weights, x, t, one_hot)
+
+    def sampled_with(self, **settings: Any) -> "Model":
+        """The same weights with other values of the config's `sample` section, as bnr=2.0, steps=40, solver="heun".
+
+        ValueError where there is no such setting, or the model cannot be sampled so.
+        """
+        config = self.experiment.config.copy_and_resolve_references()
+        for name, value in settings.items():
+            if name not in config.sample:
+                raise ValueError(f"sample has no {name}; it has {', '.join(sorted(config.sample))}")
+            with config.ignore_type():
+                config.sample[name] = value
+        if config.sample.guide:
+            raise ValueError("a model guided by another is sampled on the command line, with --mode=sample")
+        try:
+            runs.check_request(config)
+            made = experiment.build(config, runs.measured(config, self.workdir))
+        except TypeError as error:
+            raise ValueError(f"of {settings} one has the wrong type: {error}") from error
+        return dataclasses.replace(self, experiment=experiment.on(made, self.experiment.mesh))
+
+
+def load(workdir: str | pathlib.Path, checkpoint: int = -1, ema: float | None = None, **settings: Any) -> Model:
+    """The model of a workdir, from its checkpoint of a step (-1: the latest); `settings` as for `sampled_with`.
+
+    `ema` is the σ_rel of an EMA that is made of stored averages (`posthoc.py`); None: the plain one.
+    Of a model that another one guides (`sample.guide`) it is this one alone. FileNotFoundError where there is none,
+    ValueError where it cannot be read.
+    """
+    workdir = workdirs.local(str(workdir))
+    config = workdirs.load_config(workdir)
+    lacking = [name for name in ("data", "process", "model", "train", "sample") if name not in config]
+    if lacking:
+        raise ValueError(f"{workdir / 'config.json'} has no {', '.join(lacking)}; restore it")
+    if config.sample.guide:
+        config.sample.guidance, config.sample.guide = 1.0, ""
+    runs.require_checkpoint(workdir, checkpoint)
+    exp = runs.build(config, runs.measured(config, workdir))
+    run = runs.Run(exp, workdir, checkpoint, ema=ema)
+    step, weights = runs.load_ema(run)
+    model = Model(exp, weights, step, workdir, ema)
+    return model.sampled_with(**settings) if settings else model
+
+
+def sample(
+    model: Model, seeds: Iterable[int], labels: Iterable[int] | int | np.integer | None = None, **settings: Any
+) -> UInt8[np.ndarray, "n h w c"]:
+    """One image a seed, as `--mode=sample` draws it; `labels`: its class, one for all or one each.
+
+    Other `settings` of the config's `sample` section as for `Model.sampled_with`. Compiled anew with each call.
+    """
+    model = model.sampled_with(**settings) if settings else model
+    numbers = np.asarray(list(seeds))
+    if not len(numbers) or numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= 2**32:
+        raise ValueError("seeds are at least one whole number from 0 to 2^32 - 1")
+    chosen = _classes(model, len(numbers), labels)
+    draw = sampling.Sampler(model.experiment, batch_size=min(len(numbers), model.experiment.config.sample.batch_size))
+    bar, images = log.progress(len(numbers), unit="image", doing="sampling"), []
+    for first in range(0, len(numbers), draw.batch_size):
+        part = slice(first, first + draw.batch_size)
+        images.append(draw(model.weights, numbers[part], chosen[part]).images)
+        bar.update(len(images[-1]))
+    bar.close()
+    return np.concatenate(images)
+
+
+def _classes(model: Model, count: int, labels: Iterable[int] | int | np.integer | None) -> Int[np.ndarray, " n"]:
+    """A class for each image; -1: its seed draws it. ValueError where the model knows no such class."""
+    asked = model.experiment.config.sample.class_label if labels is None else labels
+    given = np.asarray(-1 if asked is None else asked if np.ndim(asked) == 0 else list(asked))
+    if given.ndim and len(given) != count:
+        raise ValueError(f"{len(given)} labels for {count} seeds; give one for all, or one each")
+    if asked is not None and not (model.num_classes and np.all((given >= -1) & (given < model.num_classes))):
+        raise ValueError(f"labels are {asked}; this model knows {model.num_classes} classes, from 0")
+    return np.broadcast_to(given, (count,))
+
+
+def fit(config: ConfigDict, workdir: str | pathlib.Path) -> Model:
+    """Trains as `--mode=train` does, or goes on where it was cut off, and loads the result.
+
+    InterruptedError where a signal stopped it; what was reached is saved.
+    """
+    if train.train(train.prepare(config, workdirs.local(str(workdir)))):
+        raise InterruptedError("training was stopped by a signal; what was reached is saved, and fit goes on from it")
+    return load(workdir)
+
+
+def score(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, float]:
+    """Scores the latest checkpoint as `--mode=evaluate` does; the scores by name, also a row of `results.jsonl`."""
+    workdir = workdirs.local(str(workdir))
+    if evaluate.evaluate(evaluate.prepare(config, workdir, "", -1, "once", watch=False)):
+        raise InterruptedError("evaluating was stopped by a signal; finished shards are kept, and score goes on")
+    row = json.loads((workdir / "results.jsonl").read_text().splitlines()[-1])
+    return {name: row[name] for name in row["scores"]}

@@ -1,0 +1,122 @@
+"""Where samples go: a folder of PNG files, one npz, or one grid; and what of them is there already."""
+
+import glob
+import io
+import json
+import pathlib
+import re
+import zipfile
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from warm_jax.runtime import log, pictures, workdirs
+from warm_jax.sampling.trajectories import Trajectory
+
+GRID_IMAGES = 400
+
+
+class Samples(NamedTuple):
+    """Images uint8 `[n, h, w, c]`, how many network evaluations each took and, where it was kept, their way."""
+
+    images: UInt8[np.ndarray, "n h w c"]
+    labels: Int[np.ndarray, " n"]
+    nfe: int
+    trajectory: Trajectory | None = None
+
+
+def drawn_images(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files in `folder` that are named as samples, or their trajectories, are."""
+    named = re.compile(r"(\d{6,}|grid|trajectory)\.png|trajectory\.gif")
+    return [path for path in folder.iterdir() if named.fullmatch(path.name)] if folder.is_dir() else []
+
+
+class Folder:
+    """Samples as PNG files, one a seed, and `grid.png`. Those that the same weights and settings made are kept."""
+
+    def __init__(self, out: pathlib.Path, made_with: dict):
+        self._out, note = out, out / "samples.json"
+        text = json.dumps(made_with, indent=2)
+        if not (note.exists() and note.read_text() == text):
+            for stale in drawn_images(out):
+                stale.unlink()
+            workdirs.write_atomically(note, text.encode())
+
+    def _path(self, seed: int) -> pathlib.Path:
+        return self._out / f"{seed:06d}.png"
+
+    def missing(self, seeds: np.ndarray) -> np.ndarray:
+        """Those of `seeds` that are still to be drawn."""
+        return np.array([seed for seed in seeds.tolist() if not self._path(seed).exists()], seeds.dtype)
+
+    def add(self, seeds: np.ndarray, samples: Samples) -> None:
+        """Keeps one batch."""
+        for seed, image in zip(seeds.tolist(), samples.images, strict=True):
+            pictures.save_png(self._path(seed), image)
+
+    def pause(self) -> None:
+        """Nothing to save: each file is on disk already."""
+
+    def finish(self, seeds: np.ndarray) -> str:
+        """Writes what is made of all seeds together, and says what is where."""
+        shown = seeds[:GRID_IMAGES]
+        images = np.stack([pictures.load_png(self._path(seed)) for seed in shown.tolist()])
+        pictures.save_png(self._out / "grid.png", pictures.grid(images), scale=pictures.scale_for_people(images))
+        return f"{len(seeds)} PNG files and grid.png (the first {len(shown)}) in {self._out}"
+
+
+class File:
+    """Samples in one npz (images, labels, seeds) or one grid PNG; after a signal the rest waits in a .partial.npz.
+
+    Of several processes each has its `part`, a file of its own, and what all of them have left counts.
+    """
+
+    def __init__(self, out: pathlib.Path, made_with: dict, part: int | None = None):
+        self._out = out
+        self._partial = out.with_name(f"{out.name}{'' if part is None else f'.{part}'}.partial.npz")
+        self._text, self._done = json.dumps(made_with), {}
+        for path in self._partials():
+            try:
+                with np.load(path, allow_pickle=False) as stored:
+                    if str(stored["made_with"]) == self._text:
+                        rows = zip(stored["seeds"], stored["images"], stored["labels"], strict=True)
+                        self._done |= {int(seed): (image, int(label)) for seed, image, label in rows}
+            except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                log.say(f"{path} is damaged ({error}); drawing its images again")
+
+    def _partials(self) -> list[pathlib.Path]:
+        """What was left by one process, or by several."""
+        return sorted(self._out.parent.glob(f"{glob.escape(self._out.name)}*.partial.npz"))
+
+    def missing(self, seeds: np.ndarray) -> np.ndarray:
+        """Those of `seeds` that are still to be drawn."""
+        return np.array([seed for seed in seeds if int(seed) not in self._done], seeds.dtype)
+
+    def add(self, seeds: np.ndarray, samples: Samples) -> None:
+        """Keeps one batch."""
+        for seed, image, label in zip(seeds, samples.images, samples.labels, strict=True):
+            self._done[int(seed)] = image, int(label)
+
+    def _save_npz(self, path: pathlib.Path, seeds: list[int]) -> None:
+        images, labels = (np.stack(column) for column in zip(*(self._done[seed] for seed in seeds), strict=True))
+        content = io.BytesIO()
+        np.savez(content, images=images, labels=labels, seeds=np.array(seeds), made_with=self._text)
+        workdirs.write_atomically(path, content.getvalue())
+
+    def pause(self) -> None:
+        """Saves what was drawn so far."""
+        if self._done:
+            self._save_npz(self._partial, list(self._done))
+
+    def finish(self, seeds: np.ndarray) -> str:
+        """Writes what is made of all seeds together, and says what is where."""
+        wanted = [int(seed) for seed in seeds]
+        if self._out.suffix == ".npz":
+            self._save_npz(self._out, wanted)
+        else:
+            images = np.stack([self._done[seed][0] for seed in wanted])
+            pictures.save_png(self._out, pictures.grid(images), scale=pictures.scale_for_people(images))
+        for path in self._partials():
+            path.unlink(missing_ok=True)
+        return f"{len(seeds)} images in {self._out}"

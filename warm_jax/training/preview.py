@@ -1,0 +1,45 @@
+"""Pictures of a run while it trains."""
+
+import math
+import pathlib
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from warm_jax.experiments import experiment
+from warm_jax.runtime import mesh, pictures, pod
+from warm_jax.sampling import sampling
+
+_IMAGES = 64
+
+
+class Preview:
+    """Samples while training: one compilation, the same noise and classes every time, a PNG a step in `grids/`."""
+
+    def __init__(self, exp: experiment.Experiment, workdir: pathlib.Path):
+        self.folder, self.classes = workdir / "grids", exp.config.data.num_classes
+        # A column a class, so that rows can be compared at a glance.
+        self.columns = self.classes if 1 < self.classes <= 16 else math.isqrt(_IMAGES)
+        count = min(_IMAGES, exp.config.sample.batch_size) // self.columns * self.columns or self.columns
+        self.seeds = np.arange(count)
+        self.labels = np.arange(count) % self.classes if self.classes else None
+        self.draw = sampling.Sampler(exp, batch_size=count)
+
+    def __call__(self, step: int, ema: PyTree) -> str:
+        """Draws with the weights `ema` and writes the grid of step `step`; says where it is, or why there is none."""
+        try:
+            ema = mesh.whole(self.draw.mesh, ema)
+            self.draw.compile(ema)
+            pod.gather("preview", "")
+            images = self.draw(ema, self.seeds, self.labels).images
+        except FloatingPointError as error:  # a picture is not worth a run
+            return f"none: {error}"
+        path = self.folder / f"{step:08d}.png"
+        if jax.process_index() == 0:
+            try:
+                self.folder.mkdir(exist_ok=True)
+                pictures.save_png(path, pictures.grid(images, self.columns), scale=pictures.scale_for_people(images))
+            except OSError as error:  # as of a full disk
+                return f"none: {error}"
+        return str(path)
