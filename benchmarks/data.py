@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from warm_jax.data import arrays, augment, images, pipeline, prepare, sources
+from warm_jax.data import arrays, augment, decoding, pipeline, prepare, sources
 
 
 def cifar10_step_flops() -> float:
@@ -47,7 +47,7 @@ def make_zip(path: pathlib.Path, count: int, side: int, kind: str) -> str:
             stream = io.BytesIO()
             if kind == "JPEG":
                 Image.fromarray(pixels).save(stream, "JPEG", quality=90)
-            content = stream.getvalue() if kind == "JPEG" else images.encode_png(pixels)
+            content = stream.getvalue() if kind == "JPEG" else decoding.encode_png(pixels)
             archive.writestr(f"{i:06d}.{kind.lower()}", content)
     return f"zip:{path}"
 
@@ -75,7 +75,7 @@ def rate(source, batch_size: int, seconds: float, **options) -> float:
     return count / (time.perf_counter() - start)
 
 
-def decoding(source, seconds: float) -> float:
+def decoded_alone(source, seconds: float) -> float:
     """One thread, no pipeline."""
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
@@ -104,7 +104,7 @@ def main() -> None:
                     source = sources.open_source(spec)
                     numbers = [
                         in_memory,
-                        decoding(source, seconds),
+                        decoded_alone(source, seconds),
                         rate(source, batch_size, seconds, memory_limit=0),
                         rate(source, batch_size, seconds, memory_limit=0, num_workers=2),
                     ]

@@ -22,8 +22,8 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from skimage import data, metrics, restoration
 
-from warm_jax.restoration import levels as estimated
-from warm_jax.restoration import restorer
+from warm_jax.restoration import estimation as estimated
+from warm_jax.restoration import posterior
 
 NAMES = ("astronaut", "chelsea", "coffee", "rocket")
 LEVELS = "0:15,0:25,0:50,1:10,1:25,2:10,2:25"
@@ -96,13 +96,13 @@ def scores(clean: np.ndarray, restored: np.ndarray) -> tuple[float, float]:
     return metrics.peak_signal_noise_ratio(clean, restored, data_range=1), similarity
 
 
-def of_model(restore: restorer.Restorer, x: np.ndarray, alpha: float, sigma: float) -> np.ndarray:
+def of_model(restore: posterior.Restorer, x: np.ndarray, alpha: float, sigma: float) -> np.ndarray:
     """The posterior mean, [0, 1] in and out."""
     return (restore((2 * x - 1).astype(np.float32), alpha, sigma / 127.5) + 1) / 2
 
 
 def at_level(
-    restore: restorer.Restorer, images: dict[str, np.ndarray], alpha: float, sigma: float
+    restore: posterior.Restorer, images: dict[str, np.ndarray], alpha: float, sigma: float
 ) -> tuple[dict[str, tuple[float, float]], dict[str, np.ndarray], str, float]:
     """Mean scores by method, the model's and the best classical images, the latter's name, seconds a megapixel."""
     found, kept, shown, seconds = {}, {}, {}, 0.0
@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--levels", default=LEVELS, help="α:σ, in pixels and of 255, separated by commas")
     parser.add_argument("--out", default="restoration.png", help="the picture")
     flags = parser.parse_args()
-    restore = restorer.load(pathlib.Path(flags.workdir), steps=100)
+    restore = posterior.load(pathlib.Path(flags.workdir), steps=100)
     images = {name: np.asarray(getattr(data, name)())[..., :3] / 255.0 for name in NAMES}
     of_model(restore, images[NAMES[0]], 1, 25)  # which compiles it
     columns, rows = [], []

@@ -24,7 +24,7 @@ from configs import cifar10, fashion_mnist
 from warm_jax.diffusion import sampler
 from warm_jax.experiments import experiment
 from warm_jax.runtime import checkpoint, log, mesh
-from warm_jax.training import losses, step
+from warm_jax.training import progress, step
 
 
 def rows_of(exp):
@@ -111,7 +111,7 @@ def logging_and_saving(exp, repeats=3):
         reports, saves, waits = [], [], []
         for number in range(1, repeats + 1):
             started = time.perf_counter()
-            row = losses.scalars(totals._replace(images=totals.images + 8)) | {"images_per_second": 1.0, "rate": 1.0}
+            row = progress.scalars(totals._replace(images=totals.images + 8)) | {"images_per_second": 1.0, "rate": 1.0}
             metrics.write(number, row)
             reports.append(time.perf_counter() - started)
             started = time.perf_counter()

@@ -8,10 +8,10 @@ import tiny  # noqa: E402
 from absl import app  # noqa: E402
 
 from warm_jax import main  # noqa: E402
-from warm_jax.cli import cli  # noqa: E402
+from warm_jax.cli import flags  # noqa: E402
 from warm_jax.experiments import experiment  # noqa: E402
 
 experiment._network = lambda config, shape, around, two: tiny.Linear(heads=around.heads)
 
 if __name__ == "__main__":
-    app.run(main.main, flags_parser=cli.parse)
+    app.run(main.main, flags_parser=flags.parse)

@@ -10,7 +10,7 @@ import pytest
 import scipy.fft
 import tiny
 
-from warm_jax.analysis import analyze, of_models, sweep
+from warm_jax.analysis import analyze, sweep, trained_models
 from warm_jax.data import sources
 from warm_jax.evaluation import evaluate, reference
 from warm_jax.experiments import experiment
@@ -84,20 +84,20 @@ def test_a_sweep_of_models_goes_on(tmp_path, monkeypatch):
 
     against = reference.Reference("r", moments.Moments(np.zeros(1), np.eye(1), 9), moments.Provenance(), *(None,) * 3)
     monkeypatch.setattr(evaluate, "find_reference", lambda run: against)
-    monkeypatch.setattr(of_models, "_measure", lambda *given, **sampled: score)
+    monkeypatch.setattr(trained_models, "_measure", lambda *given, **sampled: score)
     monkeypatch.setattr(preemption, "requested", lambda: "SIGTERM" if len(measured) == 3 else "")
     with pytest.raises(InterruptedError, match="SIGTERM"):
-        of_models.score(subject.models, subject.scoring, kept)
+        trained_models.score(subject.models, subject.scoring, kept)
     assert len(measured) == 3
     monkeypatch.setattr(preemption, "requested", lambda: "")
-    table = of_models.score(subject.models, subject.scoring, kept)
+    table = trained_models.score(subject.models, subject.scoring, kept)
     assert sorted(measured) == sorted(sweep.cells((0.5,), (3, 4), (0, 1)))  # each once
     np.testing.assert_allclose(table.mean, [[4.0, 5.0]])  # 0.5 + steps + mean of the seeds 0 and 1
     other = {
         bnr: dataclasses.replace(m, weights=jax.tree.map(lambda p: p + 1, m.weights))
         for bnr, m in subject.models.items()
     }
-    of_models.score(other, subject.scoring, kept)
+    trained_models.score(other, subject.scoring, kept)
     assert len(measured) == 8
 
 
@@ -106,7 +106,7 @@ def test_the_scores_of_a_sweep_are_those_of_evaluate(tmp_path):
     config = trained(tmp_path, eval__metrics=("lsd",))
     subject = analyze.prepare(config, tmp_path, "sweep", -1).subject
     against = evaluate.find_reference(subject.scoring.judging)
-    nfe, scores = of_models._measure(subject.scoring, against, subject.models)(sweep.Cell(0.5, 4, 1))
+    nfe, scores = trained_models._measure(subject.scoring, against, subject.models)(sweep.Cell(0.5, 4, 1))
     config.eval.first, config.eval.count, config.sample.steps = 20, 20, 4  # smoke's analysis.samples is 20
     assert evaluate.evaluate(evaluate.prepare(config, tmp_path, "", -1, "once", watch=False)) == 0
     row = json.loads((tmp_path / "results.jsonl").read_text().splitlines()[-1])
@@ -118,11 +118,11 @@ def test_classes_are_drawn_as_the_images_have_them(tmp_path):
     """Independently, so that pairs of states have the same class as often as pairs of images; -1 is told as none."""
     config = trained(tmp_path)
     model = analyze.prepare(config, tmp_path, "manifold", -1).subject.models[0.5]
-    told = np.asarray(of_models.drawn_classes(model, np.array([7, 7, 3, -1]), 500, 0))
+    told = np.asarray(trained_models.drawn_classes(model, np.array([7, 7, 3, -1]), 500, 0))
     assert told.shape == (500, 10) and set(np.flatnonzero(told.sum(0))) == {3, 7}
     # Half, a quarter, a quarter: four standard deviations of a binomial are at most 45 of 500.
     assert abs(told[:, 7].sum() - 250) < 45 and abs((told.sum(1) == 0).sum() - 125) < 45
-    assert not np.array_equal(told, np.asarray(of_models.drawn_classes(model, np.array([7, 7, 3, -1]), 500, 1)))
+    assert not np.array_equal(told, np.asarray(trained_models.drawn_classes(model, np.array([7, 7, 3, -1]), 500, 1)))
 
 
 def test_who_joins_in(tmp_path):

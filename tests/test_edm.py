@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 import reference_adm
 import reference_unet
-from absl import flags
+from absl import flags as absl_flags
 from absl.testing import flagsaver
 from networks import jit
 from test_pth import Calls, evil
 
 from configs import cifar10
-from warm_jax.cli import cli, modes
-from warm_jax.convert import begin, edm
+from warm_jax.cli import flags, modes
+from warm_jax.convert import from_edm, warm_start
 from warm_jax.runtime import checkpoint
 from warm_jax.sampling import generate, runs
-from warm_jax.weights.edm import read_network
+from warm_jax.weights.edm_pickle import read_network
 
 KINDS = {
     "ddpmpp": {"attention": (8,)},
@@ -74,7 +74,7 @@ def denoised(net, architecture, x, sigma, labels):
 @pytest.mark.parametrize("name", KINDS)
 def test_the_converted_denoiser_is_the_source_networks(files, tmp_path, name):
     net, file = files[name]
-    conversion = edm.prepare(file, str(tmp_path / "run"), "", None, load)
+    conversion = from_edm.prepare(file, str(tmp_path / "run"), "", None, load)
     exp, classes = conversion.experiment, net.settings["label_dim"]
     assert exp.config.model.architecture == name and exp.config.data.num_classes == classes
     rng, sigma = np.random.default_rng(1), np.array([0.05, 1.0, 20.0])
@@ -91,7 +91,7 @@ def test_the_converted_denoiser_is_the_source_networks(files, tmp_path, name):
 
 
 def test_settings_come_from_the_file(files):
-    found = edm.settings(read_network(files["adm"][1]))
+    found = from_edm.settings(read_network(files["adm"][1]))
     assert found == {
         "data.image_size": 8,
         "data.channels": 3,
@@ -117,7 +117,7 @@ def test_the_published_files_need_no_config():
     known |= {(64, 0, "ddpmpp"): "ffhq64", (64, 1000, "adm"): "imagenet64"}
     for (side, classes, architecture), name in known.items():
         found = {"data.image_size": side, "data.num_classes": classes, "model.architecture": architecture}
-        assert edm.nearest_config(found) == f"configs/{name}.py:hot"
+        assert from_edm.nearest_config(found) == f"configs/{name}.py:hot"
 
 
 @pytest.fixture
@@ -128,11 +128,11 @@ def typed(monkeypatch):
     def parse(command, then=lambda: None):
         argv = shlex.split(command)[2:]
         with flagsaver.flagsaver():
-            flags.FLAGS.unparse_flags()
+            absl_flags.FLAGS.unparse_flags()
             monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for overrides
-            cli.parse(argv)
+            flags.parse(argv)
             then()
-            return cli.MODE.value, cli.CONFIG.value, pathlib.Path(cli.WORKDIR.value), cli.INIT_FROM.value
+            return flags.MODE.value, flags.CONFIG.value, pathlib.Path(flags.WORKDIR.value), flags.INIT_FROM.value
 
     return parse
 
@@ -155,15 +155,15 @@ def test_the_workdir(files, tmp_path, capsys, typed):
     run = generate.prepare(config, where, "0-3", "", -1).run
     assert mode == "sample" and config.model.dtype == "float32" and where == workdir
     step, ema = runs.load_ema(run)
-    converted = edm.prepare(file, str(tmp_path / "other"), "", None, load).params
+    converted = from_edm.prepare(file, str(tmp_path / "other"), "", None, load).params
     jax.tree.map(np.testing.assert_array_equal, ema, converted)
     assert step == 0
 
     mode, config, _, start = typed(training)
     assert mode == "train" and config.process.bnr == 0.5 and config.model.dtype == "bfloat16"
-    assert begin.prepare(config, tmp_path / "warm", start, begun=False).workdir == workdir
+    assert warm_start.prepare(config, tmp_path / "warm", start, begun=False).workdir == workdir
     with pytest.raises(ValueError, match="holds a run already"):
-        edm.prepare(file, str(workdir), "", None, load)
+        from_edm.prepare(file, str(workdir), "", None, load)
 
 
 # ── What is refused ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -291,7 +291,7 @@ def _change(net, name, **settings):
 def test_what_is_not_edms_network_is_named(tmp_path, net, message):
     file = write(tmp_path / "a.pkl", net())
     with pytest.raises(ValueError, match=message) as caught:
-        edm.prepare(file, str(tmp_path / "run"), "", None, load)
+        from_edm.prepare(file, str(tmp_path / "run"), "", None, load)
     assert file in str(caught.value) and not (tmp_path / "run").exists()
 
 
@@ -302,10 +302,10 @@ def _without(net, name):
 
 def test_other_input_is_refused(files, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no\.pkl.*NVIDIA's network pickles"):
-        edm.prepare(str(tmp_path / "no.pkl"), "", "", None, load)
+        from_edm.prepare(str(tmp_path / "no.pkl"), "", "", None, load)
     warm = cifar10.get_config("warm")
     with pytest.raises(ValueError, match=r"EDM is hot diffusion.*add :hot"):
-        edm.prepare(files["ddpmpp"][1], str(tmp_path / "run"), "configs/cifar10.py", warm, load)
+        from_edm.prepare(files["ddpmpp"][1], str(tmp_path / "run"), "configs/cifar10.py", warm, load)
 
 
 def test_a_checkpoint_without_training_state(tmp_path):

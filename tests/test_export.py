@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from test_begin import random_params
+from test_warm_start import random_params
 
-from warm_jax.convert import bundle, card, export
-from warm_jax.convert.edm import save_workdir
+from warm_jax.convert import bundle, export, model_card
+from warm_jax.convert.from_edm import save_workdir
 from warm_jax.experiments import experiment, family
 from warm_jax.runtime import workdirs
-from warm_jax.sampling import runs, sampling
+from warm_jax.sampling import batches, runs
 
 FACTS = {"checkpoint_step": 5, "origin": None, "begun_from": None, "licence": None}
 
@@ -37,7 +37,7 @@ def stand_in(tmp_path_factory):
     params = params_of(exp)
     export.write(folder, exp, params, None, FACTS, ("cpu", "cuda", "tpu"))
     seeds, labels = np.array([5, 2**32 - 1, 0, 7]), np.array([-1, 3, -1, 9])
-    samples = sampling.Sampler(exp, batch_size=4)(params, seeds, labels)
+    samples = batches.Sampler(exp, batch_size=4)(params, seeds, labels)
     return folder, params, seeds, labels, samples.images
 
 
@@ -264,7 +264,7 @@ def test_the_card_says_what_the_workdir_knows(smoke, tmp_path):
     }
     rows = [row, row | {"images": "folder:x", "fid50k": 77.7}, paper]
     (workdir / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + "{broken")
-    said = card.text(bundle.read_about(folder), workdir)
+    said = model_card.text(bundle.read_about(folder), workdir)
     for text in (
         "System `warm`",
         "zip:clothes.zip`: 12,345 images, fingerprint `abc123`",
@@ -281,6 +281,6 @@ def test_the_card_says_what_the_workdir_knows(smoke, tmp_path):
         "licence": "no commercial use",
         "origin": {"source": "x.pkl", "sha256": "ff"},
     }
-    said = card.text(licensed, tmp_path / "nothing")
+    said = model_card.text(licensed, tmp_path / "nothing")
     assert "no commercial use." in said and "Converted from `x.pkl` (sha256 `ff`)" in said
     assert "Which images it was trained on is not known" in said and "it was not scored there" in said

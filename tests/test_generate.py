@@ -13,7 +13,7 @@ from PIL import Image
 
 from warm_jax.experiments import experiment
 from warm_jax.runtime import mesh
-from warm_jax.sampling import generate, sampling
+from warm_jax.sampling import batches, generate
 from warm_jax.training import train
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -76,7 +76,7 @@ def unet(devices):
 def test_an_image_is_the_same_in_any_order_and_grouping():
     """One batch size, and so one program: bitwise."""
     exp = unet(8)
-    draw, params, seeds = sampling.Sampler(exp, batch_size=8), params_of(exp), np.arange(100, 108)
+    draw, params, seeds = batches.Sampler(exp, batch_size=8), params_of(exp), np.arange(100, 108)
     whole = draw(params, seeds)
     assert len({image.tobytes() for image in whole.images}) == 8
     for order in ([7, 6, 5, 4, 3, 2, 1, 0], [3, 0, 6], [5], [2, 2, 2, 7, 1, 1, 1, 0]):
@@ -90,7 +90,7 @@ def test_batch_sizes_and_devices_differ_by_rounding_only():
     seeds, drawn = np.arange(64), {}
     for devices, size in ((1, 1), (1, 7), (1, 64), (8, 64)):
         exp = unet(devices)
-        draw, params = sampling.Sampler(exp, batch_size=size), params_of(exp)
+        draw, params = batches.Sampler(exp, batch_size=size), params_of(exp)
         parts = [draw(params, seeds[first : first + size]) for first in range(0, 64, size)]
         drawn[devices, size] = [np.concatenate([part[k] for part in parts]) for k in (0, 1)]
     images, labels = drawn.pop((1, 64))
@@ -106,7 +106,7 @@ def test_devices_apart_draw_what_they_draw_together(trajectory):
     """As on a part of a TPU slice: a program a device. At most one grey level in at most 0.1 % of the values."""
     exp, seeds = unet(4), np.arange(10)
     params = params_of(exp)
-    drawn = [sampling.Sampler(exp, 12, trajectory=trajectory, apart=apart)(params, seeds) for apart in (False, True)]
+    drawn = [batches.Sampler(exp, 12, trajectory=trajectory, apart=apart)(params, seeds) for apart in (False, True)]
     together, apart = ([s.images, *(s.trajectory or ())] for s in drawn)
     np.testing.assert_array_equal(drawn[0].labels, drawn[1].labels)
     assert drawn[0].nfe == drawn[1].nfe == 5
@@ -120,14 +120,14 @@ def test_noise_is_bitwise_the_same_for_any_batch_and_devices(monkeypatch):
     """What the solver is given, of unit variance times the highest level."""
 
     def give_back(predict, process, x, levels, **settings):
-        return x, sampling.sampler.Record(jnp.zeros((), jnp.int32), None, None)
+        return x, batches.sampler.Record(jnp.zeros((), jnp.int32), None, None)
 
-    monkeypatch.setattr(sampling.sampler, "sample", give_back)
-    monkeypatch.setattr(sampling.pictures, "to_uint8", lambda x: x)
+    monkeypatch.setattr(batches.sampler, "sample", give_back)
+    monkeypatch.setattr(batches.pictures, "to_uint8", lambda x: x)
     seeds, drawn = np.array([*range(63), 2**32 - 1]), []
     for devices, size in ((1, 1), (1, 7), (1, 64), (8, 8), (8, 64)):
         exp = tiny.build(devices=devices)
-        draw, params = sampling.Sampler(exp, batch_size=size), params_of(exp)
+        draw, params = batches.Sampler(exp, batch_size=size), params_of(exp)
         drawn.append(np.concatenate([draw(params, seeds[i : i + size]).images for i in range(0, 64, size)]))
     for other in drawn[1:]:
         np.testing.assert_array_equal(other, drawn[0])
@@ -140,7 +140,7 @@ def test_noise_is_bitwise_the_same_for_any_batch_and_devices(monkeypatch):
 
 def test_class_is_the_seeds_own_or_the_one_asked_for():
     exp = tiny.build(Labels(), sample__batch_size=200)
-    draw, params = sampling.Sampler(exp), params_of(exp, size=0)
+    draw, params = batches.Sampler(exp), params_of(exp, size=0)
     own = draw(params, np.arange(200))
     np.testing.assert_allclose(own.images[:, 0, 0, 0], expected_class_image(own.labels), atol=1)
     counts = np.bincount(own.labels, minlength=10)
@@ -163,7 +163,7 @@ class Traced(nn.Module):
 
 def test_one_compilation_for_many_batches_and_other_weights():
     exp = tiny.build(Traced())
-    draw, weights = sampling.Sampler(exp, batch_size=8), [params_of(exp, np.random.default_rng(k)) for k in range(5)]
+    draw, weights = batches.Sampler(exp, batch_size=8), [params_of(exp, np.random.default_rng(k)) for k in range(5)]
     draw(weights[0], np.arange(8))
     traces, seconds = len(Traced.traces), draw.compile_seconds
     for first, params in enumerate(weights):
@@ -175,7 +175,7 @@ def test_one_compilation_for_many_batches_and_other_weights():
 
 def test_broken_weights_are_named():
     exp = tiny.build()
-    draw, params = sampling.Sampler(exp, batch_size=8), params_of(exp)
+    draw, params = batches.Sampler(exp, batch_size=8), params_of(exp)
     broken = jax.tree.map(lambda p: p * np.nan, params)
     with pytest.raises(FloatingPointError, match=r"3 of 3 samples are not finite \(the first has seed 41\).*earlier"):
         draw(broken, np.array([41, 3, 12]))
@@ -197,7 +197,7 @@ def test_nfe_is_what_was_evaluated(solver, steps, nfe):
             return tiny.Linear()(*args, **labels)
 
     exp = tiny.build(Counted(), devices=1, sample__solver=solver, sample__steps=steps)
-    drawn = sampling.Sampler(exp, batch_size=4)(params_of(exp), np.arange(4))
+    drawn = batches.Sampler(exp, batch_size=4)(params_of(exp), np.arange(4))
     jax.effects_barrier()
     assert drawn.nfe == len(calls) == nfe
 
@@ -228,17 +228,17 @@ def sample(workdir, seeds, out="", step=-1, **changes):
     return generate.sample(tiny.with_network(generate.prepare(config, workdir, seeds, str(out), step), tiny.Linear()))
 
 
-def stop_after(monkeypatch, batches):
+def stop_after(monkeypatch, number):
     """A real SIGTERM while the batch of that number is drawn."""
-    call, count = sampling.Sampler.__call__, []
+    call, count = batches.Sampler.__call__, []
 
     def interrupted(self, *args):
         count.append(1)
-        if len(count) == batches:
+        if len(count) == number:
             os.kill(os.getpid(), signal.SIGTERM)
         return call(self, *args)
 
-    monkeypatch.setattr(sampling.Sampler, "__call__", interrupted)
+    monkeypatch.setattr(batches.Sampler, "__call__", interrupted)
     return count
 
 

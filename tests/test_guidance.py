@@ -8,12 +8,12 @@ import tiny
 
 from warm_jax.diffusion import sampler
 from warm_jax.runtime import workdirs
-from warm_jax.sampling import generate, runs, sampling, store
+from warm_jax.sampling import batches, generate, runs, store
 from warm_jax.training import train
 
 
 def drawn(exp, weights, guide=None):
-    return sampling.Sampler(exp, batch_size=4, guide=guide)(weights, np.arange(4), np.array([1, 2, 3, 4]))
+    return batches.Sampler(exp, batch_size=4, guide=guide)(weights, np.arange(4), np.array([1, 2, 3, 4]))
 
 
 def randomised(exp, seed):

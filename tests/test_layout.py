@@ -14,34 +14,39 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-PROGRAMS = (
-    "train",
-    "keeping",
-    "losses",
-    "preview",
-    "generate",
-    "runs",
-    "restore",
-    "restorer",
-    "evaluate",
-    "shards",
-    "named_scores",
-    "compare",
-    "preflight",
-    "prepare",
-    "inspect",
-    "analyze",
-    "trained",
-    "figures",
-    "of_models",
-    "speed",
+# Each room stands on those before it; what a file at the package's root may stand on follows from where it is here.
+ROOMS = (
+    "diffusion",
+    "weights",
+    "accelerators",
+    "models",
+    "metrics",
+    "data",
+    "runtime",
+    "experiments",
+    "sampling",
     "convert",
-    "posthoc",
+    "training",
+    "evaluation",
+    "preflight",
+    "api",
     "doctor",
-    "health.selftest",
+    "analysis",
+    "restoration",
+    "cli",
+    "main",
+    "__main__",
 )
-
-COMMAND_LINE = ("main", "modes", "cli")
+PLOTS = ("analysis.plots", "analysis.sampling_plots", "analysis.solver_plots", "analysis.inspection")
+# Of the rooms that hold a mode's program beside its parts: the parts, which know neither programs nor configs.
+PARTS = {
+    "analysis": [
+        "blocks", "charts", "contents", "corruption", "distances", "learning", "manifold", "markup", "plots", "report",
+        "sampling_plots", "sections", "solver_plots", "solvers", "spectra", "sweep",
+    ],
+    "restoration": ["before_after", "estimation", "ledger", "limits", "photographs", "tiles"],
+    "doctor": ["facts", "judge"],
+}  # fmt: skip
 
 
 def imports(path):
@@ -67,10 +72,35 @@ def within(*parts):
     return {name for name in MODULES if any(name == p or name.startswith(f"{p}.") for p in prefixes)}
 
 
+def room(name):
+    """The room that a module is in; of a file at the root its own name."""
+    return name.split(".")[1] if "." in name else "warm_jax"
+
+
 def test_the_modules_are_found():
-    assert within("diffusion.dct", "models.unet", "train", "main", "checkpoint", "mesh") <= MODULES.keys()
+    assert within("diffusion.dct", "models.unet", "training.train", "main", "runtime.checkpoint") <= MODULES.keys()
     assert "warm_jax.diffusion.dct" in own("warm_jax.diffusion.process")
-    assert "warm_jax.train" in own("warm_jax.modes")
+    assert "warm_jax.training.train" in own("warm_jax.cli.modes")
+
+
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - {"warm_jax"}))
+def test_each_room_stands_on_those_before_it(name):
+    at = ROOMS.index(room(name))
+    above = {other for other in own(name) if ROOMS.index(room(other)) > at}
+    assert not above, f"{name} imports {', '.join(sorted(above))}, of a room above its own"
+
+
+def test_every_room_is_in_the_order():
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert folders | files == set(ROOMS)
+
+
+def test_no_name_twice_and_none_of_pythons():
+    """A stranger who knows a file's name knows the file; `python warm_jax/main.py` finds Python's own modules."""
+    stems = [path.stem for path in PACKAGE.rglob("*.py") if path.stem != "__init__"]
+    assert not {stem for stem in stems if stems.count(stem) > 1}
+    assert not {stem for stem in stems if stem in sys.stdlib_module_names} - {"__main__"}
 
 
 @pytest.mark.parametrize(
@@ -82,7 +112,8 @@ def test_the_modules_are_found():
         ("diffusion.noise", []),
         ("diffusion.process", ["dct", "bnr", "noise"]),
         ("diffusion.systems", ["dct", "process"]),
-        ("diffusion.predictors", ["process"]),
+        ("diffusion.guidance", ["process"]),
+        ("diffusion.ema", []),
         ("diffusion.loss", ["dct", "bnr", "process"]),
         ("diffusion.sampler", ["dct", "bnr", "process"]),
         ("diffusion.oracle", ["dct", "bnr", "process"]),
@@ -105,59 +136,41 @@ def test_the_denoiser_stands_on_diffusion_and_the_networks_on_nothing():
     assert "warm_jax.models.denoiser" not in own("warm_jax.models.unet")
 
 
-@pytest.mark.parametrize(
-    "room",
-    [
-        ["models.unet", "models.layers", "models.geometry"],
-        ["models.adm", "models.layers", "models.geometry"],
-        ["metrics", "weights"],
-        ["weights"],
-        ["data"],
-        ["mesh"],
-        ["checkpoint"],
-        ["analysis"],
-        ["ahead"],
-        ["averaging"],
-        ["restoration"],
-        ["health.facts", "health.judge"],
-    ],
-)
-def test_rooms_know_nothing_of_one_another(room):
-    rooms = within(
-        "models",
-        "metrics",
-        "weights",
-        "data",
-        "mesh",
-        "checkpoint",
-        "analysis",
-        "ahead",
-        "averaging",
-        "health",
-        "restoration",
-    )
-    rooms |= within("step", "sampling", "experiment", *COMMAND_LINE, *PROGRAMS)
-    for name in within(*room):
-        assert not own(name) & (rooms - within(*room)), name
+@pytest.mark.parametrize("one", ["weights", "accelerators", "data", "diffusion", "models", "metrics"])
+def test_the_ground_floor_knows_little_of_itself(one):
+    """Mathematics and weights serve others; networks, metrics, data and accelerators know nothing of one another."""
+    serving = {"models": within("diffusion"), "metrics": within("diffusion", "weights")}.get(one, set())
+    for name in within(one):
+        assert not own(name) - within(one) - serving, name
 
 
-@pytest.mark.parametrize("name", sorted(within("analysis")))
+def test_networks_know_nothing_of_each_other():
+    for one, other in (("unet", "adm"), ("adm", "unet")):
+        assert f"warm_jax.models.{other}" not in own(f"warm_jax.models.{one}")
+
+
+@pytest.mark.parametrize("name", sorted(within(*(f"{r}.{part}" for r, parts in PARTS.items() for part in parts))))
+def test_parts_know_no_program(name):
+    """The mathematics and the pictures of a room: arrays in, arrays out; no config, no checkpoint, no network."""
+    parts = within(*(f"{room(name)}.{part}" for part in PARTS[room(name)]))
+    assert own(name) <= parts | within("diffusion", "metrics", "runtime.pictures", "runtime.workdirs")
+
+
+@pytest.mark.parametrize("name", sorted(within(*(f"analysis.{part}" for part in PARTS["analysis"]))))
 def test_analysis_is_arrays_in_and_arrays_out(name):
-    """It stands on mathematics and scores, never on a program or a config; pictures are plots' alone."""
     page = name in within("analysis.report", "analysis.contents")  # which reads a workdir
-    assert own(name) <= within("analysis", "diffusion", "metrics", "pictures") | (within("workdirs") if page else set())
+    assert page or not own(name) & within("runtime.workdirs")
     outside = {other.split(".")[0] for other in imports(MODULES[name])} - set(sys.stdlib_module_names)
-    plots = within("analysis.plots", "analysis.sampling_plots", "analysis.solver_plots")
-    drawing = {"matplotlib"} if name in plots else set()
+    drawing = {"matplotlib"} if name in within(*PLOTS) else set()
     assert outside <= {"jax", "jaxtyping", "numpy", "scipy", "warm_jax"} | drawing | ({"PIL"} if page else set())
-    assert not plots & own(name)
+    assert not within(*PLOTS) & own(name)
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_who_may_import_what(name):
     found = imports(MODULES[name])
     roots = {other.split(".")[0] for other in found}
-    assert "orbax" not in roots or name == "warm_jax.checkpoint"
+    assert "orbax" not in roots or name == "warm_jax.runtime.checkpoint"
     assert "flax" not in roots or name in within("models") | {"warm_jax.metrics.inception"}
     assert not roots & {"tensorflow_datasets", "grain"} or name in within("data")
     assert "safetensors" not in roots or name == "warm_jax.weights.tensors"
@@ -167,19 +180,11 @@ def test_who_may_import_what(name):
     assert not any(other.startswith(("clu.metric_writers", "clu.periodic_actions")) for other in found)
     assert not roots & {"configs", "tests"}
     assert not any(other.startswith(("matplotlib.pyplot", "pylab")) for other in found)  # its state is the process's
-    assert not [o for o in found if o.startswith("jax._src")] or name in within("pod", "rollcall")
-    assert "socket" not in roots or name == "warm_jax.rollcall"
-    configured = within("family", "experiment", "workdirs", "reference", "step", *COMMAND_LINE, *PROGRAMS)
+    assert not [o for o in found if o.startswith("jax._src")] or name in within("runtime.pod", "runtime.rollcall")
+    assert "socket" not in roots or name == "warm_jax.runtime.rollcall"
+    configured = within(*ROOMS[ROOMS.index("experiments") :], "runtime.workdirs")
     assert "ml_collections" not in roots or name in configured
-    assert "matplotlib" not in roots or name in within(
-        "analysis.plots", "analysis.sampling_plots", "analysis.solver_plots"
-    )
-    assert name in within(*COMMAND_LINE) or not own(name) & within(*COMMAND_LINE)  # nobody imports the command line
-    if name in within(*COMMAND_LINE):  # each only what comes after it
-        before = COMMAND_LINE[: COMMAND_LINE.index(name.removeprefix("warm_jax."))]
-        assert not own(name) & within(*before)
-    for program in within(*PROGRAMS) & own(name):
-        assert name in within(*COMMAND_LINE, *PROGRAMS) | {"warm_jax"}, f"{name} imports the program {program}"
+    assert "matplotlib" not in roots or name in within(*PLOTS)
 
 
 def test_the_report_needs_no_plotting_library():
@@ -189,7 +194,7 @@ def test_the_report_needs_no_plotting_library():
         outside = {other.split(".")[0] for other in imports(MODULES[module])} - set(sys.stdlib_module_names)
         assert outside <= {"jax", "PIL", "warm_jax"}, name
         assert own(module) <= within(
-            "workdirs", *(f"analysis.{part}" for part in ("markup", "charts", "contents", "blocks", "sections"))
+            "runtime.workdirs", *(f"analysis.{part}" for part in ("markup", "charts", "contents", "blocks", "sections"))
         ), name
 
 
@@ -198,20 +203,20 @@ def test_what_an_export_is_read_with_knows_no_orbax():
     while todo:
         reached |= todo
         todo = set().union(*(own(name) for name in todo)) - reached
-    assert "warm_jax.experiment" in reached and "warm_jax.checkpoint" not in reached
+    assert "warm_jax.experiments.experiment" in reached and "warm_jax.runtime.checkpoint" not in reached
 
 
 def test_sampling_stands_on_no_program():
     """Weights come as a tree: the loop knows neither checkpoints nor folders."""
-    below = within("experiment", "mesh", "pictures", "store", "trajectories", "diffusion")
-    assert own("warm_jax.sampling") <= below
-    assert own("warm_jax.trajectories") <= within("pictures", "diffusion.process")
+    below = within("experiments.experiment", "runtime.mesh", "runtime.pictures", "sampling.store")
+    assert own("warm_jax.sampling.batches") <= below | within("sampling.trajectories", "diffusion")
+    assert own("warm_jax.sampling.trajectories") <= within("runtime.pictures", "diffusion.process")
 
 
 def test_processes_meet_before_anything_else_is_loaded():
     """What starts a pod stands on nothing that could look at a device."""
-    assert own("warm_jax.rollcall") == own("warm_jax.preemption") == set()
-    assert own("warm_jax.pod") == within("rollcall", "preemption")
+    assert own("warm_jax.runtime.rollcall") == own("warm_jax.runtime.preemption") == set()
+    assert own("warm_jax.runtime.pod") == within("runtime.rollcall", "runtime.preemption")
 
 
 def test_no_circles():
@@ -259,7 +264,7 @@ sys.path.insert(0, "tests")
 import jax, tiny
 from warm_jax import main
 from warm_jax.runtime import mesh
-from warm_jax.sampling import sampling
+from warm_jax.sampling import batches
 from warm_jax.training import step, train
 exp = tiny.build()
 state = step.init_state(exp)
@@ -267,7 +272,7 @@ totals = jax.device_put(step.zero_totals(), mesh.replicated(exp.mesh))
 import numpy as np
 images, labels = np.zeros((16, 28, 28, 1), np.uint8), np.zeros(16, np.int32)
 state, *_ = step.compile_step(exp)(state, totals, images, labels)
-sampling.Sampler(exp, batch_size=2)(state.ema, np.arange(2))
+batches.Sampler(exp, batch_size=2)(state.ema, np.arange(2))
 print([name for name in sys.modules if name.split(".")[0] in ("tensorflow", "tensorboard", "torch")])
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -5,8 +5,8 @@ import pytest
 from scipy import fft
 
 from warm_jax.diffusion import bnr
-from warm_jax.restoration import levels, limits
-from warm_jax.restoration.levels import Given, Levels
+from warm_jax.restoration import estimation, limits
+from warm_jax.restoration.estimation import Given, Levels
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from warm_jax.restoration.levels import Given, Levels
     ],
 )
 def test_parse(blur, noise, expected):
-    assert levels.parse(blur, noise) == pytest.approx(expected)
+    assert estimation.parse(blur, noise) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_parse(blur, noise, expected):
 )
 def test_levels_that_are_none(blur, noise, named):
     with pytest.raises(ValueError, match=named) as caught:
-        levels.parse(blur, noise)
+        estimation.parse(blur, noise)
     assert "auto" in str(caught.value)
 
 
@@ -63,7 +63,7 @@ def power_law_image(alpha, beta, size=(256, 200), channels=1, exponent=-2.5, see
 @pytest.mark.parametrize("sigma", [2, 10, 25])
 def test_estimates_of_a_power_law(alpha, sigma):
     """Noise within 5 %, blur within 0.25 px or 10 %; what is sharp looks noisy: within 10 % above σ = 2, and 0.6 px."""
-    found = levels.estimate(power_law_image(alpha, sigma / 127.5), own_blur=0.0)
+    found = estimation.estimate(power_law_image(alpha, sigma / 127.5), own_blur=0.0)
     if alpha > 0 or sigma > 2:
         assert found.beta * 127.5 == pytest.approx(sigma, rel=0.05 if alpha else 0.1)
     assert found.alpha == pytest.approx(alpha, rel=0.1, abs=0.6 if alpha == 0 else 0.25)
@@ -72,47 +72,47 @@ def test_estimates_of_a_power_law(alpha, sigma):
 def test_the_blur_that_photographs_have_by_themselves_does_not_count():
     """Variances add: 1.5 px of which 0.5 are its own leave √2 px."""
     image = power_law_image(1.5, 5 / 127.5)
-    assert levels.estimate(image).alpha == pytest.approx(np.sqrt(2), abs=0.1)
-    assert levels.estimate(power_law_image(0.3, 5 / 127.5)).alpha < 0.4
+    assert estimation.estimate(image).alpha == pytest.approx(np.sqrt(2), abs=0.1)
+    assert estimation.estimate(power_law_image(0.3, 5 / 127.5)).alpha < 0.4
 
 
 def test_an_estimate_of_colours_and_of_what_is_given():
     image = power_law_image(2.0, 0.1, channels=3)
-    both = levels.estimate(image, own_blur=0.0)
+    both = estimation.estimate(image, own_blur=0.0)
     assert both == pytest.approx((2.0, 0.1), rel=0.08)
-    assert levels.estimate(image, Given(2.0, None), own_blur=0.0) == pytest.approx((2.0, 0.1), rel=0.03)
-    assert levels.estimate(image, Given(None, 0.1), own_blur=0.0) == pytest.approx((2.0, 0.1), rel=0.08)
-    assert levels.estimate(image, Given(3.0, 0.7)) == (3.0, 0.7)
+    assert estimation.estimate(image, Given(2.0, None), own_blur=0.0) == pytest.approx((2.0, 0.1), rel=0.03)
+    assert estimation.estimate(image, Given(None, 0.1), own_blur=0.0) == pytest.approx((2.0, 0.1), rel=0.08)
+    assert estimation.estimate(image, Given(3.0, 0.7)) == (3.0, 0.7)
 
 
 def test_the_noise_of_nothing_but_noise():
     """White noise has all of its quantiles: the median's standard error is 1.17 / √n."""
     noise = 0.3 * np.random.default_rng(1).standard_normal((256, 256, 1)).astype(np.float32)
-    assert levels.wavelet_noise(noise) == pytest.approx(0.3, rel=0.02)
+    assert estimation.wavelet_noise(noise) == pytest.approx(0.3, rel=0.02)
     ramp = np.linspace(-1, 1, 256, dtype=np.float32)[:, None, None] * np.ones((1, 256, 1), np.float32)
-    assert levels.wavelet_noise(noise + ramp) == pytest.approx(0.3, rel=0.02)  # two vanishing moments
+    assert estimation.wavelet_noise(noise + ramp) == pytest.approx(0.3, rel=0.02)  # two vanishing moments
 
 
 def test_an_image_of_one_colour_and_one_too_small():
-    found = levels.estimate(np.full((64, 64, 3), 0.25, np.float32))
+    found = estimation.estimate(np.full((64, 64, 3), 0.25, np.float32))
     assert found.alpha == 0 and found.beta < 1e-3
     with pytest.raises(ValueError, match=r"31×40 pixels tell too little .*give --blur and --noise"):
-        levels.estimate(np.zeros((40, 31, 1), np.float32))
+        estimation.estimate(np.zeros((40, 31, 1), np.float32))
 
 
 def test_bars_of_a_letterbox_tell_nothing():
     """More than half of the image is black or white, without noise."""
     image = np.clip(power_law_image(0.5, 0.1, size=(100, 200)), -0.98, 0.98)
     boxed = np.concatenate([-np.ones((70, 200, 1), np.float32), image, np.ones((70, 200, 1), np.float32)])
-    assert levels.wavelet_noise(boxed) == pytest.approx(levels.wavelet_noise(image), rel=0.1)
-    assert levels.wavelet_noise(image) == pytest.approx(0.1, rel=0.1)
-    assert levels.wavelet_noise(np.ones((40, 40, 3), np.float32)) == 0
+    assert estimation.wavelet_noise(boxed) == pytest.approx(estimation.wavelet_noise(image), rel=0.1)
+    assert estimation.wavelet_noise(image) == pytest.approx(0.1, rel=0.1)
+    assert estimation.wavelet_noise(np.ones((40, 40, 3), np.float32)) == 0
 
 
 def test_what_is_given_may_lie_beyond_what_is_looked_for():
     image = power_law_image(25.0, 0.1)
-    assert levels.estimate(image, Given(25.0, None)) == pytest.approx((25.0, 0.1), rel=0.03)
-    assert levels.estimate(image, Given(None, 131070.0)).beta == 131070.0
+    assert estimation.estimate(image, Given(25.0, None)) == pytest.approx((25.0, 0.1), rel=0.03)
+    assert estimation.estimate(image, Given(None, 131070.0)).beta == 131070.0
 
 
 # ── What a model serves ──────────────────────────────────────────────────────────────────────────────────────────────

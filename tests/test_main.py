@@ -11,12 +11,12 @@ import time
 import jax
 import numpy as np
 import pytest
-from absl import flags
+from absl import flags as absl_flags
 from absl.testing import flagsaver
 
 from configs import smoke
 from warm_jax import main
-from warm_jax.cli import cli
+from warm_jax.cli import flags
 from warm_jax.experiments import experiment
 from warm_jax.runtime import checkpoint
 from warm_jax.training import step
@@ -204,12 +204,12 @@ def run(capsys, monkeypatch):
 
     def call(*arguments):
         with flagsaver.flagsaver():
-            flags.FLAGS.unparse_flags()
+            absl_flags.FLAGS.unparse_flags()
             monkeypatch.setattr(sys, "argv", ["main", *arguments])  # where ml_collections looks for overrides
             compiled.clear()
             capsys.readouterr()
             try:
-                status = main.main(cli.parse(sys.argv))
+                status = main.main(flags.parse(sys.argv))
             except SystemExit as error:
                 status = error.code
         return status, capsys.readouterr().err, list(compiled)
@@ -424,4 +424,4 @@ def test_failing_while_it_runs_is_one_line_too(run, tmp_path, monkeypatch):
 
 def test_default_workdir():
     names = ("configs/cifar10.py", "configs/cifar10.py:warm", "/some/where/cifar10.py:hot")
-    assert [str(cli.default_workdir(name)) for name in names] == ["runs/cifar10", "runs/cifar10", "runs/cifar10_hot"]
+    assert [str(flags.default_workdir(name)) for name in names] == ["runs/cifar10", "runs/cifar10", "runs/cifar10_hot"]

@@ -12,17 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from absl import flags
+from absl import flags as absl_flags
 from absl.testing import flagsaver
 from PIL import Image
 from scipy import fft, ndimage
 
 from warm_jax import main
-from warm_jax.cli import cli
+from warm_jax.cli import flags
 from warm_jax.diffusion import oracle
 from warm_jax.experiments import experiment
 from warm_jax.models import denoiser
-from warm_jax.restoration import limits, restore, restorer, sheet
+from warm_jax.restoration import before_after, limits, posterior, restore
 from warm_jax.runtime import checkpoint, mesh, workdirs
 from warm_jax.sampling import runs
 
@@ -48,7 +48,7 @@ def gaussian(power, system="amortised", batch_size=16, devices=1, **changes):
     config = tiny.config(system, data__num_classes=0, data__channels=changes.pop("channels", 1), **changes)
     exp = tiny.on_devices(experiment.build(config), devices)
     model = Gaussian(**{f.name: getattr(exp.model, f.name) for f in dataclasses.fields(exp.model)}, power=power)
-    return restorer.Restorer(dataclasses.replace(exp, model=model), {}, batch_size)
+    return posterior.Restorer(dataclasses.replace(exp, model=model), {}, batch_size)
 
 
 POWER = 0.05 / (lam(28, 28) + 0.02)
@@ -172,7 +172,7 @@ def test_draws_of_a_large_image_have_no_seams():
 def test_the_large_process_blurs_the_large_image():
     """As scipy's Gaussian does far from the border; the tile's process is of another size."""
     of = experiment.build(tiny.config("warm")).process
-    large = restorer._of_size(of, (60, 80, 1))
+    large = posterior._of_size(of, (60, 80, 1))
     x = noisy((1, 60, 80, 1))
     blurred = large.attenuate(jnp.asarray(x), jnp.array([4.0]))
     np.testing.assert_allclose(blurred[0, ..., 0], ndimage.gaussian_filter(x[0, ..., 0], 2.0, truncate=8), atol=1e-3)
@@ -198,16 +198,16 @@ def test_levels_of_draws():
 
 def test_added_noise():
     x = np.zeros((100, 100, 1), np.float32)
-    more = restorer.noisier(x, 0.3, 0.5)
+    more = posterior.noisier(x, 0.3, 0.5)
     assert more.std() == pytest.approx(0.4, rel=0.03)  # 0.3² + 0.4² = 0.5²
-    np.testing.assert_array_equal(more, restorer.noisier(x, 0.3, 0.5))
+    np.testing.assert_array_equal(more, posterior.noisier(x, 0.3, 0.5))
 
 
 def test_too_many_pixels_to_draw(monkeypatch):
-    monkeypatch.setattr(restorer, "SAMPLE_PIXELS", 999)
+    monkeypatch.setattr(posterior, "SAMPLE_PIXELS", 999)
     with pytest.raises(ValueError, match=r"40×30 pixels are too many .* the limit is 999; .* --estimate=mean"):
         gaussian(POWER).samples(noisy((30, 40, 1)), 1.0, 0.3, 1)
-    monkeypatch.setattr(restorer, "SAMPLE_NUMBERS", 28 * 28 * 5 - 1)
+    monkeypatch.setattr(posterior, "SAMPLE_NUMBERS", 28 * 28 * 5 - 1)
     with pytest.raises(ValueError, match=r"5 draws are too many numbers at once, the limit is 3,919; ask for fewer"):
         gaussian(POWER).samples(noisy((5, 28, 1)), 1.0, 0.3, 5)
 
@@ -285,11 +285,11 @@ def run(monkeypatch, workdir, capsys):
         if system == "amortised":
             config += [f"--config.{key.replace('__', '.')}={value}" for key, value in UNTRAINED.items()]
         with flagsaver.flagsaver():
-            flags.FLAGS.unparse_flags()
+            absl_flags.FLAGS.unparse_flags()
             monkeypatch.setattr(sys, "argv", ["main", *config, *map(str, arguments)])
             capsys.readouterr()
             try:
-                status = main.main(cli.parse(sys.argv))
+                status = main.main(flags.parse(sys.argv))
             except SystemExit as error:
                 status = error.code
         said = capsys.readouterr()
@@ -393,8 +393,8 @@ def test_broken_images_do_not_stop_the_others(run, pictures, tmp_path):
 def copying(run, monkeypatch):
     """The command line with a restorer that leaves images as they are: it loads and compiles nothing."""
     monkeypatch.setattr(runs, "load_ema", lambda source: (3, {}))
-    monkeypatch.setattr(restorer.Restorer, "__call__", lambda self, image, alpha, beta: image)
-    monkeypatch.setattr(restorer.Restorer, "samples", lambda self, image, a, b, count: np.stack([image] * count))
+    monkeypatch.setattr(posterior.Restorer, "__call__", lambda self, image, alpha, beta: image)
+    monkeypatch.setattr(posterior.Restorer, "samples", lambda self, image, a, b, count: np.stack([image] * count))
     return run
 
 
@@ -404,7 +404,7 @@ def pixels(path):
 
 def test_each_draw_becomes_a_file(copying, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        restorer.Restorer, "samples", lambda self, x, a, b, n: np.stack([np.full_like(x, v) for v in (-1, 0, 1, 2)])
+        posterior.Restorer, "samples", lambda self, x, a, b, n: np.stack([np.full_like(x, v) for v in (-1, 0, 1, 2)])
     )
     out = tmp_path / "out"
     status, said, _ = copying(f"--images={pictures / 'b.png'}", f"--out={out}", "--estimate=sample", *LEVELS)
@@ -456,9 +456,9 @@ def test_a_sheet_of_what_can_be_read(pictures):
     """One of two rows: a photograph, and a result that is gone or broken meanwhile, fail alone."""
     (pictures / "text.png").write_text("this is no image")
     rows = [[pictures / "a.png", pictures / "d.png"], [pictures / "text.png", pictures / "a.png"]]
-    sheet.write(pictures / "sheet.png", rows)
+    before_after.write(pictures / "sheet.png", rows)
     assert not (pictures / "sheet.png").exists()
-    sheet.write(pictures / "sheet.png", [*rows, [pictures / "b.png", pictures / "c.png"]])
+    before_after.write(pictures / "sheet.png", [*rows, [pictures / "b.png", pictures / "c.png"]])
     found = np.asarray(Image.open(pictures / "sheet.png"))
     assert found.shape == (256, 514, 3)  # c.png, of 28×20 pixels, is grey, and 9 times as large
     grey = np.asarray(Image.open(pictures / "c.png").resize((252, 180), 0))
@@ -534,7 +534,7 @@ def test_noise_is_added_where_that_was_asked_for(run, pictures, tmp_path):
 
 def test_goes_on_after_a_signal(run, pictures, tmp_path, monkeypatch):
     """The image at hand is finished; the same command does the others."""
-    call, out = restorer.Restorer.__call__, tmp_path / "out"
+    call, out = posterior.Restorer.__call__, tmp_path / "out"
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def interrupted(self, *arguments):
@@ -542,7 +542,7 @@ def test_goes_on_after_a_signal(run, pictures, tmp_path, monkeypatch):
         return call(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(restorer.Restorer, "__call__", interrupted)
+        patch.setattr(posterior.Restorer, "__call__", interrupted)
         status, said, _ = run(f"--images={pictures}", f"--out={out}", *LEVELS)
     assert status == 75 and "SIGTERM: kept what was restored" in said
     assert {number: signal.getsignal(number) for number in before} == before

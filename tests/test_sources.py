@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from warm_jax.data import arrays, images, manifest, records
+from warm_jax.data import arrays, decoding, manifest, records
 from warm_jax.data.sources import open_items, open_source
 
 RANDOM = np.random.RandomState(0)
@@ -252,7 +252,7 @@ def test_what_expands_without_loss_is_read(tmp_path):
     palette = grey("P")
     contents = {"1.png": encode(grey("1")), "2.png": encode(grey("L")), "3.png": encode(palette)}
     items = open_items(write_zip(tmp_path / "a.zip", contents))
-    pixels = [images.decode(items.get(i)[0], "") for i in range(3)]
+    pixels = [decoding.decode(items.get(i)[0], "") for i in range(3)]
     np.testing.assert_array_equal(pixels[0][..., 0], np.where(np.asarray(grey("1")), 255, 0))
     np.testing.assert_array_equal(pixels[1][..., 0], np.asarray(grey("L")))
     indices, colours = np.asarray(palette), np.array(palette.getpalette()).reshape(-1, 3)
@@ -348,7 +348,7 @@ def test_what_is_no_file_in_a_folder(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"pipe.png"):
         open_source(spec)
     (tmp_path / "set" / "pipe.png").unlink()
-    os.truncate(tmp_path / "set" / names()[3], images.MAX_BYTES + 1)  # sparse: it takes no room
+    os.truncate(tmp_path / "set" / names()[3], decoding.MAX_BYTES + 1)  # sparse: it takes no room
     monkeypatch.setattr("warm_jax.data.files._HASHED_BYTES", 1 << 20)
     with pytest.raises(ValueError, match=r"img00000003.png: has 536870913 bytes, the limit is"):
         open_source(spec).read(np.array([3]))

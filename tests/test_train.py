@@ -20,7 +20,7 @@ from warm_jax.data import idx
 from warm_jax.diffusion import loss
 from warm_jax.experiments import experiment
 from warm_jax.runtime import checkpoint, mesh
-from warm_jax.training import losses, step, train
+from warm_jax.training import progress, step, train
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 SMALL_UNET = {"model__channel_mult": (1,), "model__patch_size": 14}
@@ -159,7 +159,7 @@ def test_noise_bins_add_up_to_the_loss(example):
     for head, total in enumerate((totals.blurred, totals.residual)):
         by_bin = np.histogram(example.t, edges, weights=parts[:, head] / 784)[0]
         np.testing.assert_allclose(total, by_bin, rtol=1e-4)
-    row = losses.scalars(totals)
+    row = progress.scalars(totals)
     np.testing.assert_allclose((row["loss/blurred"] + row["loss/residual"]) * 784, value, rtol=1e-5)
     np.testing.assert_allclose(row["loss_blurred/noise_2-inf"], parts[example.t > 2, 0].mean() / 784, rtol=1e-4)
 
@@ -171,12 +171,12 @@ def test_one_device_is_eight():
     exp = experiment.build(tiny.config(**changes))
     shapes = jax.eval_shape(exp.model.init, jax.random.key(0))
     params = tiny.randomised(jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), shapes), np.random.default_rng(0))
-    states, losses = [], []
+    states, values_of = [], []
     for devices in (1, 8):
         state, _, values = run_steps(tiny.on_devices(exp, devices), 4, state_of(exp, params))
         states.append(state)
-        losses.append(values)
-    np.testing.assert_allclose(*losses, rtol=1e-5)
+        values_of.append(values)
+    np.testing.assert_allclose(*values_of, rtol=1e-5)
     assert_close(states[0].params, states[1].params, rtol=1e-5, atol=1e-5)
     assert_close(states[0].ema, states[1].ema, rtol=1e-5, atol=1e-5)
     away = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (states[0].params, params)), strict=True)]

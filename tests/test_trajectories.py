@@ -12,7 +12,7 @@ from PIL import Image
 from warm_jax.diffusion import bnr, process, systems
 from warm_jax.experiments import experiment, family
 from warm_jax.runtime import mesh, pod
-from warm_jax.sampling import generate, sampling, trajectories
+from warm_jax.sampling import batches, generate, trajectories
 from warm_jax.training import train
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -24,7 +24,7 @@ def drawn(exp, **settings):
     shapes = jax.eval_shape(exp.model.init, jax.random.key(0))
     zeros = jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), shapes)
     weights = jax.device_put(tiny.randomised(zeros, np.random.default_rng(0)), mesh.replicated(exp.mesh))
-    return sampling.Sampler(exp, batch_size=8, **settings)(weights, np.arange(4))
+    return batches.Sampler(exp, batch_size=8, **settings)(weights, np.arange(4))
 
 
 CASES = {
@@ -134,7 +134,7 @@ def test_levels_are_spread_evenly_with_both_ends(count, most, expected):
 
 def test_of_many_steps_some_are_kept():
     exp = tiny.build(devices=1, sample__solver="euler", sample__steps=100)
-    draw = sampling.Sampler(exp, batch_size=8, trajectory=True)
+    draw = batches.Sampler(exp, batch_size=8, trajectory=True)
     assert len(draw.kept) == trajectories.FRAMES and draw.levels[draw.kept][[0, -1]].tolist() == [80, 0]
     followed = drawn(exp, trajectory=True)
     assert followed.trajectory.states.shape[1] == trajectories.FRAMES
@@ -228,14 +228,14 @@ def test_beside_the_same_samples(workdir, tmp_path, capsys):
 def test_a_signal_leaves_no_half_trajectory(workdir, tmp_path, monkeypatch):
     """Also where all samples are there already: it is 75, and the same command makes it whole."""
     assert sample(workdir, tmp_path, False) == 0
-    call = sampling.Sampler.__call__
+    call = batches.Sampler.__call__
 
     def interrupted(self, *args):
         monkeypatch.setattr(generate.preemption, "requested", lambda: "SIGTERM")
         return call(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sampling.Sampler, "__call__", interrupted)
+        patch.setattr(batches.Sampler, "__call__", interrupted)
         assert sample(workdir, tmp_path, True) == 75
     assert not list(tmp_path.glob("trajectory.*"))
 

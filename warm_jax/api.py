@@ -21,7 +21,7 @@ from warm_jax.diffusion.process import Prediction, Process
 from warm_jax.evaluation import evaluate
 from warm_jax.experiments import experiment
 from warm_jax.runtime import log, workdirs
-from warm_jax.sampling import runs, sampling
+from warm_jax.sampling import batches, runs
 from warm_jax.training import train
 
 
@@ -90,7 +90,7 @@ class Model:
 def load(workdir: str | pathlib.Path, checkpoint: int = -1, ema: float | None = None, **settings: Any) -> Model:
     """The model of a workdir, from its checkpoint of a step (-1: the latest); `settings` as for `sampled_with`.
 
-    `ema` is the σ_rel of an EMA that is made of stored averages (`posthoc.py`); None: the plain one.
+    `ema` is the σ_rel of an EMA that is made of stored averages (`experiments/posthoc_ema.py`); None: the plain one.
     Of a model that another one guides (`sample.guide`) it is this one alone. FileNotFoundError where there is none,
     ValueError where it cannot be read.
     """
@@ -121,7 +121,7 @@ def sample(
     if not len(numbers) or numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= 2**32:
         raise ValueError("seeds are at least one whole number from 0 to 2^32 - 1")
     chosen = _classes(model, len(numbers), labels)
-    draw = sampling.Sampler(model.experiment, batch_size=min(len(numbers), model.experiment.config.sample.batch_size))
+    draw = batches.Sampler(model.experiment, batch_size=min(len(numbers), model.experiment.config.sample.batch_size))
     bar, images = log.progress(len(numbers), unit="image", doing="sampling"), []
     for first in range(0, len(numbers), draw.batch_size):
         part = slice(first, first + draw.batch_size)

@@ -8,47 +8,48 @@ import sys
 import tempfile
 import traceback
 
-from absl import app, flags, logging
+from absl import app, logging
+from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
-from warm_jax.cli import cli, modes
+from warm_jax.cli import flags, modes
 from warm_jax.data import buckets
 from warm_jax.runtime import pod, preemption, rollcall
 
-flags.adopt_module_key_flags(cli)  # --help is of them
+absl_flags.adopt_module_key_flags(flags)  # --help is of them
 CACHE = "~/.cache/warm_jax/xla"  # of compiled programs, where JAX is not told of another
 
 
 def main(argv: list[str]) -> int:
     """Exit status: 0 done, 1 failed, 2 wrong usage or input, 75 saved after a signal and worth running again."""
     del argv
-    if not flags.FLAGS["verbosity"].present:
+    if not absl_flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells every detail at INFO
-    if cli.MODE.value == "doctor":  # which must not fail where JAX does
+    if flags.MODE.value == "doctor":  # which must not fail where JAX does
         return _doctor()
     import jax
 
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(CACHE))
-    if cli.MODE.value == "preflight":  # its compilers have processes of their own: an accelerator here is left alone
+    if flags.MODE.value == "preflight":  # its compilers have processes of their own: an accelerator here is left alone
         jax.config.update("jax_platforms", "cpu")
     try:
-        place = rollcall.find(os.environ, cli.COORDINATOR.value, cli.PROCESSES.value, cli.PROCESS.value)
-        if place and cli.MODE.value not in cli.TOGETHER:
+        place = rollcall.find(os.environ, flags.COORDINATOR.value, flags.PROCESSES.value, flags.PROCESS.value)
+        if place and flags.MODE.value not in flags.TOGETHER:
             raise ValueError(
-                f"--mode={cli.MODE.value} runs in one process, and this is one of {place.processes}; give "
+                f"--mode={flags.MODE.value} runs in one process, and this is one of {place.processes}; give "
                 "--processes=1, and run it once"
             )
-        share_cores(cli.CONFIG.value, place.processes if place else 1)
-        pod.start(place, _facts(cli.CONFIG.value), cli.START_SECONDS.value)
+        share_cores(flags.CONFIG.value, place.processes if place else 1)
+        pod.start(place, _facts(flags.CONFIG.value), flags.START_SECONDS.value)
     except TimeoutError as error:
-        return cli.fail(error, cli.EXIT_FAILED)
+        return flags.fail(error, flags.EXIT_FAILED)
     except (ValueError, OSError) as error:
-        return cli.fail(error, cli.EXIT_USAGE)
-    given = cli.config_name()
-    workdir = cli.WORKDIR.value or str(cli.default_workdir(given or "images"))
-    with preemption.noted() if cli.MODE.value in cli.SAVING else contextlib.nullcontext():
-        return _run(cli.MODE.value, cli.CONFIG.value, workdir)
+        return flags.fail(error, flags.EXIT_USAGE)
+    given = flags.config_name()
+    workdir = flags.WORKDIR.value or str(flags.default_workdir(given or "images"))
+    with preemption.noted() if flags.MODE.value in flags.SAVING else contextlib.nullcontext():
+        return _run(flags.MODE.value, flags.CONFIG.value, workdir)
 
 
 def _doctor() -> int:
@@ -57,27 +58,27 @@ def _doctor() -> int:
     given = dict(os.environ)  # as people set it
     cache = given.get("JAX_COMPILATION_CACHE_DIR") or os.path.expanduser(CACHE)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
-    config = cli.CONFIG.value
+    config = flags.CONFIG.value
     try:
-        cli.check_flags("doctor")
-        out = cli.path(cli.OUT)
+        flags.check_flags("doctor")
+        out = flags.path(flags.OUT)
         if out:
             _check_report(out)
-        workdir = buckets.local(cli.WORKDIR.value) if cli.WORKDIR.value else pathlib.Path()
-        if config is not None and not cli.WORKDIR.value:
-            workdir = cli.default_workdir(cli.config_name())
+        workdir = buckets.local(flags.WORKDIR.value) if flags.WORKDIR.value else pathlib.Path()
+        if config is not None and not flags.WORKDIR.value:
+            workdir = flags.default_workdir(flags.config_name())
     except (ValueError, OSError) as error:
-        return cli.fail(error, cli.EXIT_USAGE)
+        return flags.fail(error, flags.EXIT_USAGE)
     with contextlib.suppress(Exception):  # where JAX is broken, which the table says
         share_cores(config)
     try:
-        smoke = cli.config_file("configs/smoke.py")
+        smoke = flags.config_file("configs/smoke.py")
     except OSError:
         smoke = None
     try:
         return doctor.doctor(config, smoke, pathlib.Path(cache), out, given, pathlib.Path(workdir))
     except OSError as error:
-        return cli.fail(error, cli.EXIT_USAGE)
+        return flags.fail(error, flags.EXIT_USAGE)
 
 
 def _check_report(out: str) -> None:
@@ -103,8 +104,8 @@ def _facts(config: ConfigDict | None) -> dict[str, object]:
     for path in sorted(package.rglob("*.py")):
         code.update(f"{path.relative_to(package)} {path.stat().st_size} ".encode() + path.read_bytes())
     facts = {"code of warm_jax": code.hexdigest()[:12], "jax": jax.__version__, "python": sys.version.split()[0]}
-    facts |= {f"--{name}": flags.FLAGS[name].value for name in cli.SAME_FLAGS}
-    facts["--init_from is given"] = bool(cli.INIT_FROM.value)
+    facts |= {f"--{name}": absl_flags.FLAGS[name].value for name in flags.SAME_FLAGS}
+    facts["--init_from is given"] = bool(flags.INIT_FROM.value)
     return facts | (workdirs.flat(config) if config is not None else {})
 
 
@@ -134,7 +135,7 @@ def _run(mode: str, config: ConfigDict | None, workdir: str) -> int:
     except (ValueError, TypeError, OSError) as error:
         logging.debug("while checking the input", exc_info=True)
         wrong = error
-        if mode in cli.SAVING and preemption.requested():  # it waited for something that did not come
+        if mode in flags.SAVING and preemption.requested():  # it waited for something that did not come
             return _leave(preemption.EXIT_AGAIN)
     except Exception as error:
         _end_the_pod(error)
@@ -142,12 +143,12 @@ def _run(mode: str, config: ConfigDict | None, workdir: str) -> int:
     try:
         pod.all_or_none("prepared", wrong)
     except (ValueError, TypeError, OSError) as error:
-        return _leave(cli.fail(error, cli.EXIT_USAGE), str(error))
+        return _leave(flags.fail(error, flags.EXIT_USAGE), str(error))
     try:
         return _leave(program())
     except (ValueError, TypeError, OSError, FloatingPointError, MemoryError, jax.errors.JaxRuntimeError) as error:
         logging.info("traceback", exc_info=True)  # --verbosity=0 shows it
-        status = cli.fail(error, cli.EXIT_USAGE if mode in (*cli.WITHOUT_CONFIG, "stats") else cli.EXIT_FAILED)
+        status = flags.fail(error, flags.EXIT_USAGE if mode in (*flags.WITHOUT_CONFIG, "stats") else flags.EXIT_FAILED)
         return _leave(status, str(error))
     except Exception as error:
         _end_the_pod(error)
@@ -158,7 +159,7 @@ def _end_the_pod(error: Exception) -> None:
     """Of an error that nobody thought of: the others would wait for this process."""
     if pod.count() > 1:
         traceback.print_exc()
-        pod.end(cli.EXIT_FAILED, str(error))
+        pod.end(flags.EXIT_FAILED, str(error))
 
 
 def _leave(status: int, why: str = "") -> int:
@@ -167,4 +168,4 @@ def _leave(status: int, why: str = "") -> int:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=cli.parse)
+    app.run(main, flags_parser=flags.parse)

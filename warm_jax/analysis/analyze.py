@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from warm_jax import api
-from warm_jax.analysis import figures, of_models, report
+from warm_jax.analysis import figures, report, trained_models
 from warm_jax.evaluation import reference
 from warm_jax.experiments import experiment
 from warm_jax.runtime import log, preemption, workdirs
@@ -64,7 +64,7 @@ def check(settings: ConfigDict) -> None:
             raise ValueError(f"analysis.{key} is {counts}; name numbers of {what} to 10,000, rising")
 
 
-def _models(config: ConfigDict, workdir: pathlib.Path, step: int, ema: float | None) -> of_models.Models:
+def _models(config: ConfigDict, workdir: pathlib.Path, step: int, ema: float | None) -> trained_models.Models:
     """The models that join in, by the BNR at which they are sampled. ValueError or OSError for what cannot."""
     named = [workdirs.local(folder) for folder in config.analysis.models]
     if named and step != -1:
@@ -76,7 +76,7 @@ def _models(config: ConfigDict, workdir: pathlib.Path, step: int, ema: float | N
     if not named:
         runs.require_checkpoint(workdir, step)
         workdirs.check_same(config, workdir, workdirs.MODEL_KEYS)
-    found: of_models.Models = {}
+    found: trained_models.Models = {}
     for folder in named or [workdir]:
         joining = _joining(config, folder, -1 if named else step, ema)
         if not joining:
@@ -98,7 +98,7 @@ def _models(config: ConfigDict, workdir: pathlib.Path, step: int, ema: float | N
     return dict(sorted(found.items()))
 
 
-def _joining(config: ConfigDict, folder: pathlib.Path, step: int, ema: float | None) -> of_models.Models:
+def _joining(config: ConfigDict, folder: pathlib.Path, step: int, ema: float | None) -> trained_models.Models:
     """The model of a workdir at each BNR that it has; ValueError where its images are of another shape."""
     model = api.load(folder, step, ema, class_label=None)
     own = model.experiment.config
@@ -124,7 +124,7 @@ def _ratios(config: ConfigDict, wanted: tuple[float, ...]) -> list[float]:
     return [settings.bnr] if settings.system == "warm" and settings.schedule == "constant" else []
 
 
-def _scoring(run: figures.Run, optional: bool) -> of_models.Scoring | None:
+def _scoring(run: figures.Run, optional: bool) -> trained_models.Scoring | None:
     """How the sweep scores models. Where that is `optional` and cannot be, it is left out with a line that says why."""
     try:
         allowed = run.config.eval.allow_other_data or run.config.eval.reference
@@ -135,7 +135,7 @@ def _scoring(run: figures.Run, optional: bool) -> of_models.Scoring | None:
                     f"{model.workdir} was trained on other images than {run.source.spec}; name its own with "
                     "data.source, or set eval.allow_other_data"
                 )
-        return of_models.prepare_scoring(run.config, run.workdir, run.source)
+        return trained_models.prepare_scoring(run.config, run.workdir, run.source)
     except (ValueError, OSError) as error:
         if not optional:
             raise

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
-from warm_jax.analysis import corruption, learning, manifold, of_models, solvers, spectra, sweep
+from warm_jax.analysis import corruption, learning, manifold, solvers, spectra, sweep, trained_models
 from warm_jax.data import sources
 from warm_jax.evaluation import reference
 from warm_jax.runtime import pictures
@@ -37,8 +37,8 @@ class Run:
     config: ConfigDict
     workdir: pathlib.Path
     source: sources.Source
-    models: of_models.Models
-    scoring: of_models.Scoring | None = None  # None: models are not scored
+    models: trained_models.Models
+    scoring: trained_models.Scoring | None = None  # None: models are not scored
 
 
 def _images(run: Run, most: int) -> tuple[Float[np.ndarray, "n h w c"], np.ndarray]:
@@ -84,7 +84,7 @@ def _learning(run: Run) -> tuple[Any, str]:
     made, found = learning.learning(_measured(run).power, bnrs, _LEARNED_LEVELS), {}
     if run.models:
         images, labels = _images(run, min(settings.images, _EXPLAINED_IMAGES))
-        found = of_models.explained(run.models, images, labels, _LEARNED_LEVELS, run.config.seed)
+        found = trained_models.explained(run.models, images, labels, _LEARNED_LEVELS, run.config.seed)
     at = int(np.argmin(np.abs(np.log(made.betas))))
     parts = [f"{share:.0%} at BNR {bnr:g}" for bnr, share in zip(made.bnrs, made.deblurring[:, at], strict=True)]
     parts += [f"{one.deblurring[at]:.0%} of the model of BNR {bnr:g}" for bnr, one in found.items()]
@@ -104,7 +104,7 @@ def _oracle(run: Run) -> manifold.Manifold:
         seeds=tuple(range(settings.repeats)),
         count=settings.count,
         traced=True,
-        say=of_models.say,
+        say=trained_models.say,
     )
 
 
@@ -115,26 +115,26 @@ def _sweeps(run: Run) -> Iterator[tuple[str, sweep.Sweep]]:
     images, seeds = _images(run, settings.oracle_images)[0], tuple(range(settings.repeats))
     counts = {"bnrs": tuple(settings.bnrs), "steps": tuple(settings.sweep_steps), "seeds": seeds}
     kept = run.workdir / "sweep.jsonl"
-    found = sweep.empirical_sweep(images, **counts, count=_ORACLE_SAMPLES, path=kept, say=of_models.say)
+    found = sweep.empirical_sweep(images, **counts, count=_ORACLE_SAMPLES, path=kept, say=trained_models.say)
     yield "sweep_empirical", found["energy"]
     if run.models and run.scoring is not None:
-        yield "sweep_models", of_models.score(run.models, run.scoring, kept)
+        yield "sweep_models", trained_models.score(run.models, run.scoring, kept)
 
 
 def _solvers(run: Run) -> tuple[list[solvers.Way], list[solvers.Table]]:
     """The ways of sampling, and their tables: of Gaussian data, of a set's exact predictor, and of the models."""
     settings, kept = run.config.analysis, run.workdir / "sweep.jsonl"
     bnrs = tuple(float(bnr) for bnr in settings.solver_bnrs)
-    ways, gaussian = solvers.fit(_measured(run).power, bnrs, tuple(settings.solver_nfe), of_models.say)
+    ways, gaussian = solvers.fit(_measured(run).power, bnrs, tuple(settings.solver_nfe), trained_models.say)
     images = _images(run, min(settings.oracle_images, _HURRIED_IMAGES))[0]
     seeds = tuple(range(settings.repeats))
-    found = solvers.empirical(images, ways, bnrs, seeds, settings.count, kept, of_models.say)
+    found = solvers.empirical(images, ways, bnrs, seeds, settings.count, kept, trained_models.say)
     tables = [gaussian, found["strayed"], found["energy"]]
     models = {bnr: model for bnr, model in run.models.items() if bnr in bnrs}
     if run.models and not models:
-        of_models.say(f"no model is sampled at a BNR of analysis.solver_bnrs, {bnrs}: models are left out")
+        trained_models.say(f"no model is sampled at a BNR of analysis.solver_bnrs, {bnrs}: models are left out")
     if models and run.scoring is not None:
-        tables.append(of_models.score_ways(models, run.scoring, ways, kept))
+        tables.append(trained_models.score_ways(models, run.scoring, ways, kept))
     return ways, tables
 
 
@@ -158,7 +158,7 @@ def make(run: Run, name: str) -> Iterator[tuple[str, dict[str, np.ndarray], Any,
         yield name, made._asdict(), sampling_plots.manifold(made), _worst(made, "gap", "nats a dimension")
         if run.models:
             images, labels = _images(run, max(settings.oracle_images, settings.count))
-            made = of_models.departure(run.models, images, labels, settings)
+            made = trained_models.departure(run.models, images, labels, settings)
             yield "manifold_models", made._asdict(), sampling_plots.manifold(made), _worst(made, "energy", "")
     elif name == "solvers":
         ways, tables = _solvers(run)

@@ -5,51 +5,53 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from warm_jax.cli import cli
+from warm_jax.cli import flags
 
 
 def _prepare_images(config: ConfigDict | None) -> Callable[[], int]:
     from warm_jax.data import prepare
 
-    size, channels = cli.IMAGE_SIZE.value, cli.CHANNELS.value
+    size, channels = flags.IMAGE_SIZE.value, flags.CHANNELS.value
     if config is not None:
         size = config.data.image_size if size is None else size
         channels = config.data.channels if channels is None else channels
-    if not cli.IMAGES.value or not cli.OUT.value:
+    if not flags.IMAGES.value or not flags.OUT.value:
         raise ValueError("--mode=prepare needs --images=SOURCE and --out=FILE.zip")
-    settings = {"image_size": size, "channels": channels, "crop": cli.CROP.value, "on_error": cli.ON_ERROR.value}
-    return lambda: prepare.run(cli.IMAGES.value, cli.path(cli.OUT), **settings)
+    settings = {"image_size": size, "channels": channels, "crop": flags.CROP.value, "on_error": flags.ON_ERROR.value}
+    return lambda: prepare.run(flags.IMAGES.value, flags.path(flags.OUT), **settings)
 
 
 def _inspect(config: ConfigDict | None, workdir: pathlib.Path) -> Callable[[], int]:
-    from warm_jax.data import inspect
+    from warm_jax.analysis import inspection
 
-    images = cli.IMAGES.value or (config.data.source if config is not None else "")
+    images = flags.IMAGES.value or (config.data.source if config is not None else "")
     if not images:
         raise ValueError("--mode=inspect needs --images=SOURCE, or a --config whose data.source to look at")
-    return lambda: inspect.run(images, cli.path(cli.OUT) or str(workdir / "inspect"))
+    return lambda: inspection.run(images, flags.path(flags.OUT) or str(workdir / "inspect"))
 
 
 def _convert(config: ConfigDict | None) -> Callable[[], int]:
-    from warm_jax.convert import edm, export
+    from warm_jax.convert import export, from_edm
     from warm_jax.evaluation import reference
 
-    given = [flag.name for flag in (cli.FROM_INCEPTION, cli.FROM_EDM, cli.FROM_EXPORT) if flag.value]
+    given = [flag.name for flag in (flags.FROM_INCEPTION, flags.FROM_EDM, flags.FROM_EXPORT) if flag.value]
     if len(given) != 1:
         raise ValueError("--mode=convert needs one of --from_inception=FILE, --from_edm=FILE and --from_export=FOLDER")
-    if cli.FROM_EDM.value:
-        name = cli.config_name()
-        conversion = edm.prepare(cli.path(cli.FROM_EDM), cli.path(cli.WORKDIR), name, config, cli.config_file)
-        return lambda: edm.convert(conversion)
-    if cli.FROM_EXPORT.value:
-        importing = export.prepare_import(cli.path(cli.FROM_EXPORT), cli.path(cli.WORKDIR))
+    if flags.FROM_EDM.value:
+        name = flags.config_name()
+        conversion = from_edm.prepare(
+            flags.path(flags.FROM_EDM), flags.path(flags.WORKDIR), name, config, flags.config_file
+        )
+        return lambda: from_edm.convert(conversion)
+    if flags.FROM_EXPORT.value:
+        importing = export.prepare_import(flags.path(flags.FROM_EXPORT), flags.path(flags.WORKDIR))
         return lambda: export.import_export(importing)
-    return lambda: reference.convert_inception(cli.path(cli.FROM_INCEPTION), cli.path(cli.OUT))
+    return lambda: reference.convert_inception(flags.path(flags.FROM_INCEPTION), flags.path(flags.OUT))
 
 
 def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Callable[[], int]:
     """Checks everything for `mode` and returns the program, ready to run. ValueError or OSError for bad input."""
-    cli.check_flags(mode)
+    flags.check_flags(mode)
     if mode == "prepare":
         return _prepare_images(config)
     if mode == "inspect":
@@ -57,46 +59,46 @@ def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Call
     if mode == "train":
         from warm_jax.training import train
 
-        run = train.prepare(config, workdir, cli.path(cli.INIT_FROM), cli.PROFILE.value)
+        run = train.prepare(config, workdir, flags.path(flags.INIT_FROM), flags.PROFILE.value)
         return lambda: train.train(run)
     if mode == "sample":
         from warm_jax.sampling import generate
 
-        follow = cli.TRAJECTORY.value
-        seeds = cli.TRAJECTORY_SEEDS if follow and not cli.SEEDS.present else cli.SEEDS.value
+        follow = flags.TRAJECTORY.value
+        seeds = flags.TRAJECTORY_SEEDS if follow and not flags.SEEDS.present else flags.SEEDS.value
         drawing = generate.prepare(
-            config, workdir, seeds, cli.path(cli.OUT), cli.CHECKPOINT.value, trajectory=follow, ema=cli.ema()
+            config, workdir, seeds, flags.path(flags.OUT), flags.CHECKPOINT.value, trajectory=follow, ema=flags.ema()
         )
         return lambda: generate.sample(drawing, follow)
     if mode == "restore":
         from warm_jax.restoration import restore
 
         asked = restore.Asked(
-            cli.IMAGES.value,
-            cli.BLUR.value,
-            cli.NOISE.value,
-            cli.ESTIMATE.value,
-            cli.COUNT.value,
-            cli.ADD_NOISE.value,
-            cli.ema(),
+            flags.IMAGES.value,
+            flags.BLUR.value,
+            flags.NOISE.value,
+            flags.ESTIMATE.value,
+            flags.COUNT.value,
+            flags.ADD_NOISE.value,
+            flags.ema(),
         )
-        restoring = restore.prepare(config, workdir, asked, cli.path(cli.OUT), cli.CHECKPOINT.value)
+        restoring = restore.prepare(config, workdir, asked, flags.path(flags.OUT), flags.CHECKPOINT.value)
         return lambda: restore.restore(restoring)
     if mode == "compare":
         from warm_jax.evaluation import compare
 
-        comparison = compare.prepare(cli.config_of, workdir)
+        comparison = compare.prepare(flags.config_of, workdir)
         return lambda: compare.compare(comparison)
     if mode == "analyze":
         from warm_jax.analysis import analyze
 
-        figures = analyze.prepare(config, workdir, cli.ANALYSIS.value, cli.CHECKPOINT.value, cli.ema())
+        figures = analyze.prepare(config, workdir, flags.ANALYSIS.value, flags.CHECKPOINT.value, flags.ema())
         return lambda: analyze.analyze(figures)
     if mode == "export":
         from warm_jax.convert import export
 
         exporting = export.prepare(
-            config, workdir, cli.path(cli.OUT), cli.CHECKPOINT.value, tuple(cli.PLATFORMS.value), cli.ema()
+            config, workdir, flags.path(flags.OUT), flags.CHECKPOINT.value, tuple(flags.PLATFORMS.value), flags.ema()
         )
         return lambda: export.export(exporting)
     if mode == "convert":
@@ -104,12 +106,14 @@ def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Call
     if mode == "preflight":
         from warm_jax.preflight import preflight
 
-        asked = preflight.prepare(config, workdir, cli.TOPOLOGY.value)
+        asked = preflight.prepare(config, workdir, flags.TOPOLOGY.value)
         return lambda: preflight.preflight(asked)
     from warm_jax.evaluation import evaluate, reference
 
     if mode == "stats":
-        return lambda: reference.statistics(config, cli.IMAGES.value, cli.path(cli.OUT))
-    protocol, watch = cli.PROTOCOL.value, cli.WATCH.value
-    judging = evaluate.prepare(config, workdir, cli.IMAGES.value, cli.CHECKPOINT.value, protocol, watch, cli.emas())
+        return lambda: reference.statistics(config, flags.IMAGES.value, flags.path(flags.OUT))
+    protocol, watch = flags.PROTOCOL.value, flags.WATCH.value
+    judging = evaluate.prepare(
+        config, workdir, flags.IMAGES.value, flags.CHECKPOINT.value, protocol, watch, flags.emas()
+    )
     return lambda: evaluate.evaluate(judging)

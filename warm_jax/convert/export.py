@@ -20,11 +20,11 @@ from jax import export as jax_export
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from warm_jax.convert import bundle, card
-from warm_jax.convert.edm import save_workdir
-from warm_jax.experiments import experiment, family, posthoc
+from warm_jax.convert import bundle, model_card
+from warm_jax.convert.from_edm import save_workdir
+from warm_jax.experiments import experiment, family, posthoc_ema
 from warm_jax.runtime import log, workdirs
-from warm_jax.sampling import runs, sampling
+from warm_jax.sampling import batches, runs
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 EXAMPLE = '''"""Draws images from seeds: python sample.py [COUNT]. Needs only jax, flatbuffers, numpy, safetensors."""
@@ -65,7 +65,7 @@ def prepare(
 ) -> Run:
     """Checks everything that can be checked. ValueError or OSError for bad input. `out`: empty, WORKDIR/export.
 
-    `ema` is the σ_rel of an EMA that `posthoc.py` makes; None: the plain one.
+    `ema` is the σ_rel of an EMA that `experiments/posthoc_ema.py` makes; None: the plain one.
     """
     unknown = [name for name in platforms if name not in PLATFORMS]
     if unknown or not platforms:
@@ -88,7 +88,7 @@ def program(exp: experiment.Experiment, platforms: tuple[str, ...]) -> jax_expor
 
     Seeds are uint32 `[b]`; labels, of a model with classes, int32 `[b]`, -1: the seed draws its class.
     """
-    drawing = sampling.Sampler(exp, batch_size=exp.mesh.size)
+    drawing = batches.Sampler(exp, batch_size=exp.mesh.size)
     shapes = bundle.flatten_shapes(exp)
     (count,) = jax_export.symbolic_shape("b")
     seeds, labels = (jax.ShapeDtypeStruct((count,), dtype) for dtype in (jnp.uint32, jnp.int32))
@@ -129,11 +129,11 @@ def export(run: Run) -> int:
     licence = next((note["licence"] for note in (origin, begun) if note and "licence" in note), None)
     facts = {"checkpoint_step": step, "origin": origin, "begun_from": begun, "licence": licence}
     if source.ema is not None:
-        facts["ema"] = posthoc.plan(source.workdir, step, source.ema).note()
+        facts["ema"] = posthoc_ema.plan(source.workdir, step, source.ema).note()
     stored = workdirs.load_measured(source.workdir)
     measured = None if stored is None else family.Measured(**stored)
     about = write(out, source.experiment, jax.device_get(params), measured, facts, run.platforms)
-    (out / "README.md").write_text(card.text(about, source.workdir))
+    (out / "README.md").write_text(model_card.text(about, source.workdir))
     log.say(f"{out}: {about['weights']['parameters']:,} parameters; README.md says what and how")
     return 0
 

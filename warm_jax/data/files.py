@@ -17,7 +17,7 @@ import zipfile
 
 import numpy as np
 
-from warm_jax.data import arrays, images
+from warm_jax.data import arrays, decoding
 
 _LABELS = "dataset.json"
 _HASHED_BYTES = 1 << 28
@@ -46,8 +46,8 @@ class Files:
         """The encoded image and its class; ValueError where the zip is broken there."""
         name = self.names[index]
         if self.stamp is None:
-            if (size := (self.path / name).stat().st_size) > images.MAX_BYTES:
-                raise ValueError(f"{self.path / name}: has {size} bytes, the limit is {images.MAX_BYTES}; replace it")
+            if (size := (self.path / name).stat().st_size) > decoding.MAX_BYTES:
+                raise ValueError(f"{self.path / name}: has {size} bytes, the limit is {decoding.MAX_BYTES}; replace it")
             return (self.path / name).read_bytes(), int(self.labels[index])
         return _read(_archive(self.path, self.stamp, os.getpid()), name, self.path), int(self.labels[index])
 
@@ -103,7 +103,7 @@ def _raise(error: OSError) -> None:
 
 def _is_image(name: str) -> bool:
     parts = name.split("/")
-    return name.lower().endswith(images.EXTENSIONS) and not any(p.startswith(".") or p == "__MACOSX" for p in parts)
+    return name.lower().endswith(decoding.EXTENSIONS) and not any(p.startswith(".") or p == "__MACOSX" for p in parts)
 
 
 def _stamp(path: pathlib.Path) -> tuple[int, int]:
@@ -124,9 +124,9 @@ def _archive(path: pathlib.Path, stamp: tuple[int, int], process: int) -> zipfil
 
 def _read(archive: zipfile.ZipFile, name: str, path: pathlib.Path) -> bytes:
     entry = archive.getinfo(name)
-    if entry.file_size > images.MAX_BYTES:
+    if entry.file_size > decoding.MAX_BYTES:
         raise ValueError(
-            f"{path}: {name} unpacks to {entry.file_size} bytes, the limit is {images.MAX_BYTES}; replace it"
+            f"{path}: {name} unpacks to {entry.file_size} bytes, the limit is {decoding.MAX_BYTES}; replace it"
         )
     try:
         return archive.read(entry)  # never more than file_size bytes; checks the CRC
@@ -136,7 +136,7 @@ def _read(archive: zipfile.ZipFile, name: str, path: pathlib.Path) -> bytes:
 
 def _labels(text: bytes | None, names: list[str], path: str) -> tuple[np.ndarray, int]:
     if not names:
-        raise ValueError(f"{path}: no images ({', '.join(images.EXTENSIONS)}); the path may name the wrong place")
+        raise ValueError(f"{path}: no images ({', '.join(decoding.EXTENSIONS)}); the path may name the wrong place")
     if text is None:
         return arrays.check_labels(path, None, len(names))
     try:

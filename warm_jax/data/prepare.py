@@ -1,6 +1,6 @@
 """`--mode=prepare`: any set of images to one file of equal PNGs, the same wherever and however often it is run.
 
-An image is made grey or RGB (by the rules in `data/images.py`), cropped to the target's proportions about its centre,
+An image is made grey or RGB (by the rules in `data/decoding.py`), cropped to the target's proportions about its centre,
 and resized with Lanczos' filter: what EDM's data sets are made with. The result is a zip in EDM's layout, or an
 ArrayRecord, with a manifest beside it that holds the settings and a hash of each image's pixels.
 
@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from warm_jax.data import files, images, manifest, records, sources
+from warm_jax.data import decoding, files, manifest, records, sources
 from warm_jax.data.arrays import Items
 
 CHUNK = 1024
@@ -177,12 +177,12 @@ def _make(items: Items, index: int, settings: dict) -> tuple[bytes, list]:
     """One image as a PNG, and [shape, class, hash of its pixels]."""
     name = f"{items.spec}: {items.name(index)}"
     content, label = items.get(index)
-    picture = images.convert(content, name, settings["channels"])
+    picture = decoding.convert(content, name, settings["channels"])
     if settings["image_size"]:
         picture = fit(picture, tuple(settings["image_size"]), settings["crop"], name)
     pixels = np.asarray(picture)
     pixels = pixels if pixels.ndim == 3 else pixels[..., None]
-    return images.encode_png(pixels), [list(pixels.shape), label, manifest.hash_pixels(pixels)]
+    return decoding.encode_png(pixels), [list(pixels.shape), label, manifest.hash_pixels(pixels)]
 
 
 def _read_chunks(chunks: list[pathlib.Path]) -> Iterator[tuple[list, bytes]]:

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
-from warm_jax.data import arrays, buckets, cifar, files, idx, images, manifest, npz, records
+from warm_jax.data import arrays, buckets, cifar, decoding, files, idx, manifest, npz, records
 from warm_jax.data.arrays import Items, Source
 
 __all__ = ["Items", "Source", "open_items", "open_source"]
@@ -99,7 +99,7 @@ def open_source(
     if on_error == "skip":
         return _skipping(items, size, channels)
     content, _ = items.get(0)
-    shape = images.decode(content, f"{items.spec}: {items.name(0)}").shape
+    shape = decoding.decode(content, f"{items.spec}: {items.name(0)}").shape
     _check_shape(f"{items.spec}: {items.name(0)}", shape, size, channels, items.spec)
     return Decoded(items, shape, np.arange(len(items)))
 
@@ -131,7 +131,7 @@ def _path(text: str) -> pathlib.Path:
 def _decode(items: Items, index: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, int]:
     content, label = items.get(index)
     name = f"{items.spec}: {items.name(index)}"
-    pixels = images.decode(content, name)
+    pixels = decoding.decode(content, name)
     if pixels.shape != shape:
         _check_shape(name, pixels.shape, shape[:2], shape[2], items.spec)
     return pixels, label
@@ -143,7 +143,7 @@ def _skipping(items: Items, size: tuple[int, int] | None, channels: int | None) 
     def look(index: int) -> tuple[tuple[int, int, int] | None, str]:
         try:
             content, _ = items.get(index)
-            shape = images.decode(content, items.name(index)).shape
+            shape = decoding.decode(content, items.name(index)).shape
             _check_shape(items.name(index), shape, size, channels, items.spec)
         except (ValueError, OSError) as error:
             return None, str(error)

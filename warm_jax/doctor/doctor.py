@@ -1,6 +1,6 @@
 """The program of `--mode=doctor`: what this machine has, what is wrong with it, and a self-test of some seconds.
 
-`health/` has the parts: what is there (facts), what that means (judge), what is measured (selftest). Nothing here
+This room has the parts: what is there (facts), what that means (judge), what is measured (selftest). Nothing here
 imports JAX before it is asked for: that it cannot be imported is one of the things to find.
 """
 

@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from warm_jax.evaluation import named_scores, reference, shards
-from warm_jax.experiments import experiment, posthoc
+from warm_jax.experiments import experiment, posthoc_ema
 from warm_jax.metrics import extract, frechet, moments
 from warm_jax.runtime import log, pod, preemption, workdirs
 from warm_jax.sampling import runs
@@ -172,7 +172,7 @@ def prepare(
         raise ValueError("--ema is of a checkpoint's weights; it does not go with --images")
     for ema in emas:
         if watch:  # a checkpoint that is too early for it is passed over
-            posthoc.check(workdir, ema, config)
+            posthoc_ema.check(workdir, ema, config)
         else:
             runs.require_checkpoint(workdir, step)
             runs.check_ema(workdir, step, ema)

@@ -15,7 +15,7 @@ from warm_jax.evaluation import reference
 from warm_jax.experiments import experiment, family
 from warm_jax.metrics import extract, moments
 from warm_jax.runtime import log, pod, preemption
-from warm_jax.sampling import runs, sampling
+from warm_jax.sampling import batches, runs
 
 SHARD = 1000  # images whose features are kept in one file
 
@@ -41,7 +41,7 @@ class Run:
 class Images:
     """The images to judge, by number: samples by seed, or those of a source; with what to say of them in a result."""
 
-    def __init__(self, run: Run, step: int = -1, ema: float | None = None, sampler: sampling.Sampler | None = None):
+    def __init__(self, run: Run, step: int = -1, ema: float | None = None, sampler: batches.Sampler | None = None):
         self.facts: dict[str, object]
         if run.sampling is None:
             self._source, self.facts = run.images, {"images": run.images.spec, "data_hash": run.images.fingerprint}

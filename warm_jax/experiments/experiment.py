@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from warm_jax.data import augment
 from warm_jax.data.sources import Source
-from warm_jax.diffusion import averaging, dct, process, sampler, systems
+from warm_jax.diffusion import dct, ema, process, sampler, systems
 from warm_jax.experiments import family
 from warm_jax.models import adm, denoiser, geometry, unet
 from warm_jax.runtime import mesh as meshes
@@ -154,10 +154,10 @@ def _check_averages(config: ConfigDict) -> None:
     """Raises ValueError where `train.posthoc_ema` are no relative lengths, or `train.posthoc_every` no steps."""
     asked = averages(config)
     for value in asked:
-        averaging.check_sigma_rel(value, f"train.posthoc_ema is {asked}, of which one")
+        ema.check_sigma_rel(value, f"train.posthoc_ema is {asked}, of which one")
     if list(asked) != sorted(set(asked)):
         raise ValueError(f"train.posthoc_ema is {asked}; name relative lengths rising, each once, as (0.05, 0.1)")
-    near = [pair for pair in itertools.pairwise(asked) if pair[1] < (averaging.LEAST_RATIO - 1e-9) * pair[0]]
+    near = [pair for pair in itertools.pairwise(asked) if pair[1] < (ema.LEAST_RATIO - 1e-9) * pair[0]]
     if near:
         raise ValueError(
             f"train.posthoc_ema is {asked}; {near[0][0]:g} and {near[0][1]:g} tell next to the same: leave "

@@ -24,9 +24,9 @@ from ml_collections import ConfigDict
 
 from warm_jax.accelerators import flops, hlo, roofline, topology
 from warm_jax.experiments import experiment
-from warm_jax.preflight import report
+from warm_jax.preflight import table
 from warm_jax.runtime import log, mesh, workdirs
-from warm_jax.sampling import sampling
+from warm_jax.sampling import batches
 from warm_jax.training import step
 
 
@@ -81,7 +81,7 @@ def preflight(run: Run) -> int:
     """Compiles, prints the table, writes it to `preflight-TOPOLOGY.json`. Returns 0, be it that it fits or not."""
     found, tried = None, []
     for target in run.targets:
-        if found and not report.may_fit(found, target):
+        if found and not table.may_fit(found, target):
             tried.append({"topology": target.text, "fits": False, "compiled": False})
             log.say(f"{target.text}: left out, by what {found['topology']} needs")
             continue
@@ -90,11 +90,11 @@ def preflight(run: Run) -> int:
         if found["fits"] is not False:
             break
         if target is not run.targets[-1]:
-            log.say(f"{target.text}: does not fit{report.needs(found)}")
+            log.say(f"{target.text}: does not fit{table.needs(found)}")
     found["tried"] = tried
     path = run.workdir / f"preflight-{run.text.replace(':', '-')}.json"
     workdirs.write_atomically(path, json.dumps(found, indent=2).encode() + b"\n")
-    log.say(report.text(found))
+    log.say(table.text(found))
     log.say(f"\nwritten to {path}")
     return 0
 
@@ -139,7 +139,7 @@ def examine(config: ConfigDict, target: topology.Target) -> Iterator[dict]:
     # Each process samples on its own devices, where nothing is divided.
     host = [device for device in devices if device.process_index == devices[0].process_index]
     apart = target.chip.platform == "tpu" and len(host) < len(devices)
-    draw = sampling.Sampler(experiment.on(built, mesh.over(host)), apart=apart)
+    draw = batches.Sampler(experiment.on(built, mesh.over(host)), apart=apart)
     found = {
         "topology": target.text,
         "chip": target.chip._asdict(),
@@ -201,7 +201,7 @@ def _examine(name: str, traced, target: topology.Target, batch: int, devices: in
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        needed = report.out_of_memory(str(error), handed)
+        needed = table.out_of_memory(str(error), handed)
         if needed is None:
             raise
         compiled = None
@@ -210,7 +210,7 @@ def _examine(name: str, traced, target: topology.Target, batch: int, devices: in
     if compiled is None:
         return row | {"fits": False, "memory": needed}
     moved, chip = hlo.traffic(compiled.as_text(), devices), target.chip
-    row["memory"] = report.memory(compiled.memory_analysis())
+    row["memory"] = table.memory(compiled.memory_analysis())
     row["fits"] = None if chip.memory is None else row["memory"]["total"] <= chip.memory * chip.usable
     cost = compiled.cost_analysis() or {}
     row["compiler"] = {"flops": cost.get("flops"), "bytes": cost.get("bytes accessed")}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from warm_jax.diffusion.bnr import Schedule
-from warm_jax.restoration.levels import Given, Levels
+from warm_jax.restoration.estimation import Given, Levels
 
 SYSTEMS = ("hot", "warm", "amortised")
 TOLERANCE, RELATIVE = 0.05, 0.05  # pixels, and share of the blur: so far off a model's own line counts as on it

@@ -6,7 +6,7 @@
 
 Written are NAME.png, or NAME_0.png … for draws, restore.json with the levels and what failed, and before_after.png.
 An image that is broken, or of levels that the model does not know, does not stop the others; what is restored already
-is kept, and its result stays until the next one of the same photograph is made. `restorer.py` says how it
+is kept, and its result stays until the next one of the same photograph is made. `posterior.py` says how it
 is done, `restoration/` has the parts: levels, limits, tiles and files.
 """
 
@@ -22,7 +22,7 @@ from jaxtyping import Float32, PyTree
 from ml_collections import ConfigDict
 
 from warm_jax.experiments import experiment
-from warm_jax.restoration import ledger, levels, limits, photographs, restorer, sheet, tiles
+from warm_jax.restoration import before_after, estimation, ledger, limits, photographs, posterior, tiles
 from warm_jax.runtime import log, preemption, workdirs
 from warm_jax.sampling import runs
 
@@ -38,7 +38,7 @@ class Asked(NamedTuple):
     estimate: str = "mean"
     count: int = 4  # draws of each image, for "sample"
     add_noise: bool = False
-    ema: float | None = None  # the σ_rel of an EMA that `posthoc.py` makes; None: the plain one
+    ema: float | None = None  # the σ_rel of an EMA that `experiments/posthoc_ema.py` makes; None: the plain one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Run:
     source: runs.Run
     out: pathlib.Path
     asked: Asked
-    given: levels.Given
+    given: estimation.Given
     limits: limits.Limits
     outputs: dict[pathlib.Path, tuple[str, ...]]  # of each image, the names of its results
 
@@ -91,7 +91,7 @@ def _outputs(files: list[pathlib.Path], asked: Asked) -> dict[pathlib.Path, tupl
     return outputs
 
 
-def _check_given(known: limits.Limits, given: levels.Given, channels: int, add_noise: bool) -> None:
+def _check_given(known: limits.Limits, given: estimation.Given, channels: int, add_noise: bool) -> None:
     """Raises ValueError where levels that were given can be those of no image, of colour or grey."""
     refused = []
     for factor in sorted({1.0, channels**0.5}):  # `Restorer.noise_factor`
@@ -110,7 +110,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, asked: Asked, out: str, s
     """
     experiment.build(config)
     limits.check_system(config.process.system)
-    given = levels.parse(asked.blur, asked.noise)
+    given = estimation.parse(asked.blur, asked.noise)
     if asked.estimate not in _ESTIMATES:
         raise ValueError(f"--estimate={asked.estimate}; choose one of {', '.join(_ESTIMATES)}")
     if not 1 <= asked.count <= 10_000:
@@ -140,16 +140,16 @@ def _most_tiles(run: Run) -> int:
     return most
 
 
-def restorer_of(run: Run, weights: PyTree) -> restorer.Restorer:
+def restorer_of(run: Run, weights: PyTree) -> posterior.Restorer:
     """The restorer of a run; it works on no more tiles at a time than its images have."""
-    return restorer.Restorer(run.experiment, weights, min(run.experiment.config.sample.batch_size, _most_tiles(run)))
+    return posterior.Restorer(run.experiment, weights, min(run.experiment.config.sample.batch_size, _most_tiles(run)))
 
 
 # ── One image ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _restored(
-    run: Run, restore: restorer.Restorer, photograph: photographs.Photograph
+    run: Run, restore: posterior.Restorer, photograph: photographs.Photograph
 ) -> tuple[Float32[np.ndarray, "n h w c"], dict[str, object]]:
     """The results of one photograph, and what is to be said of it. ValueError for levels that the model cannot do."""
     given, (height, width, channels), image = run.given, photograph.pixels.shape, photograph.pixels
@@ -157,12 +157,12 @@ def _restored(
     if channels == 3 and (image == image[..., :1]).all():  # its noise is one, too
         image = image[..., :1]
         notes.append("grey, stored as RGB")
-    found, factor = levels.estimate(image, given), restore.noise_factor(image.shape[2])
+    found, factor = estimation.estimate(image, given), restore.noise_factor(image.shape[2])
     served = run.limits.for_noise_times(factor).serve(found, run.asked.add_noise)
     notes += served.notes
     alpha, beta = served.levels
     if served.added:
-        image = restorer.noisier(image, found.beta, beta)
+        image = posterior.noisier(image, found.beta, beta)
     if image.shape[2] != own:
         notes.append("grey, by a model of colour: at √3 times the noise" if own == 3 else "colours one by one")
     if run.asked.estimate == "sample":
@@ -184,7 +184,7 @@ def _restored(
 
 def _line(name: str, entry: dict[str, object]) -> str:
     guessed = f" ({' and '.join(entry['estimated'])} estimated)" if entry["estimated"] else ""
-    size, found = f"{entry['width']}×{entry['height']}", levels.Levels(entry["blur"], entry["noise"])
+    size, found = f"{entry['width']}×{entry['height']}", estimation.Levels(entry["blur"], entry["noise"])
     return "; ".join([f"{name}: {size}, {found}{guessed}, BNR {entry['restored_as']['bnr']:.3g}", *entry["notes"]])
 
 
@@ -219,7 +219,7 @@ def _said_before(run: Run) -> list[str]:
     return said
 
 
-def _one(run: Run, restoring: restorer.Restorer, note: dict, key: str, path: pathlib.Path) -> bool:
+def _one(run: Run, restoring: posterior.Restorer, note: dict, key: str, path: pathlib.Path) -> bool:
     """Restores one image and notes it, unless that is done already; whether it was to be done."""
     content, out = photographs.load(path), run.out
     claim = ledger.claim(key, path, content, run.outputs[path])
@@ -260,7 +260,7 @@ def restore(run: Run) -> int:
         bar.close()
         for name, reason in note["failures"].items():
             log.warn(f"{name}: {reason}")
-    sheet.write(out / ledger.SHEET, [[path, *(out / name for name in run.outputs[path][:3])] for path in done])
+    before_after.write(out / ledger.SHEET, [[path, *(out / name for name in run.outputs[path][:3])] for path in done])
     if stopped:
         log.say(f"{preemption.requested()}: kept what was restored in {out}; the same command goes on")
         return preemption.EXIT_AGAIN

@@ -55,7 +55,7 @@ def prepare(
     """Checks everything that can be checked, compiles nothing. ValueError or OSError for bad input.
 
     `step` is a checkpoint's, -1 the latest's; `out` a folder, a file.npz or a file.png; empty: `samples/` of the
-    workdir. `trajectory`: whether the way there is to be drawn too. `ema`: the σ_rel of an EMA that `posthoc.py` makes,
+    workdir. `trajectory`: whether the way there is to be drawn too. `ema`: the σ_rel of an EMA made of stored averages,
     None: the plain one.
     """
     numbers, run = parse_seeds(seeds), runs.open_run(config, workdir, step, ema)

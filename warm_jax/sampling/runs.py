@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from warm_jax.experiments import experiment, family, posthoc
+from warm_jax.experiments import experiment, family, posthoc_ema
 from warm_jax.runtime import checkpoint, log, mesh, pod, workdirs
-from warm_jax.sampling import sampling
+from warm_jax.sampling import batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Run:
     guide: "Run | None" = None
     ema: float | None = None
 
-    def sampler(self, trajectory: bool = False) -> sampling.Sampler:
+    def sampler(self, trajectory: bool = False) -> batches.Sampler:
         """The sampling loop that the config asks for."""
-        return sampling.Sampler(self.experiment, guide=self.guide and self.guide.experiment, trajectory=trajectory)
+        return batches.Sampler(self.experiment, guide=self.guide and self.guide.experiment, trajectory=trajectory)
 
 
 def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
@@ -52,7 +52,7 @@ def require_checkpoint(workdir: pathlib.Path, step: int) -> None:
 def check_ema(workdir: pathlib.Path, step: int, ema: float | None) -> None:
     """Raises ValueError where the EMA of this σ_rel cannot be made for the checkpoint of `step` (-1: the latest)."""
     if ema is not None:
-        posthoc.plan(workdir, checkpoint_steps(workdir)[0] if step == -1 else step, ema)
+        posthoc_ema.plan(workdir, checkpoint_steps(workdir)[0] if step == -1 else step, ema)
 
 
 def open_run(config: ConfigDict, workdir: pathlib.Path, step: int, ema: float | None = None) -> Run:
@@ -147,12 +147,12 @@ def load_ema(run: Run) -> tuple[int, PyTree]:
     if run.ema is None:
         return step, plain
     del plain
-    wanted = posthoc.plan(run.workdir, step, run.ema)
+    wanted = posthoc_ema.plan(run.workdir, step, run.ema)
     log.say(
         f"EMA of σ_rel {run.ema:g} at step {step}, made of {len(wanted.fit.coefficients)} averages; its profile is off "
         f"by {wanted.fit.error:.2%}"
     )
-    return step, jax.device_put(posthoc.reconstruct(run.workdir, wanted, shapes), mesh.replicated(exp.mesh))
+    return step, jax.device_put(posthoc_ema.reconstruct(run.workdir, wanted, shapes), mesh.replicated(exp.mesh))
 
 
 def _load_plain(run: Run, shapes: PyTree) -> tuple[int, PyTree]:
@@ -197,7 +197,7 @@ def made_with(run: Run, step: int, loaded: PyTree) -> dict:
     unset = [key for key in ("beta_min", "rho") if settings["sample"].get(key) is None]
     settings["sample"] = {key: value for key, value in settings["sample"].items() if key not in unset}
     if run.ema is not None:
-        settings["ema"] = posthoc.plan(run.workdir, step, run.ema).note()
+        settings["ema"] = posthoc_ema.plan(run.workdir, step, run.ema).note()
     folders = {"measured": run.workdir}
     if run.guide is not None:
         settings["guide_model"] = run.guide.experiment.config.model.to_dict()

@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from warm_jax.experiments import experiment
 from warm_jax.runtime import mesh, pictures, pod
-from warm_jax.sampling import sampling
+from warm_jax.sampling import batches
 
 _IMAGES = 64
 
@@ -24,7 +24,7 @@ class Preview:
         count = min(_IMAGES, exp.config.sample.batch_size) // self.columns * self.columns or self.columns
         self.seeds = np.arange(count)
         self.labels = np.arange(count) % self.classes if self.classes else None
-        self.draw = sampling.Sampler(exp, batch_size=count)
+        self.draw = batches.Sampler(exp, batch_size=count)
 
     def __call__(self, step: int, ema: PyTree) -> str:
         """Draws with the weights `ema` and writes the grid of step `step`; says where it is, or why there is none."""

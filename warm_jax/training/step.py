@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, PyTree, UInt8
 from ml_collections import ConfigDict
 
 from warm_jax.data import augment
-from warm_jax.diffusion import averaging, loss
+from warm_jax.diffusion import ema, loss
 from warm_jax.experiments import experiment
 from warm_jax.runtime import mesh, pictures
 
@@ -110,14 +110,6 @@ def abstract_state(exp: experiment.Experiment) -> State:
     return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), state, where)
 
 
-def _ema_decay(config: ConfigDict, step: Int32[Array, ""]) -> Float[Array, ""]:
-    """0.5^(batch / half-life), the half-life in images, at most a share of the images seen so far."""
-    settings = config.train
-    seen = step.astype(jnp.float32) * settings.batch_size
-    halflife = jnp.minimum(settings.ema_halflife_images, settings.ema_rampup_ratio * seen)
-    return jnp.exp2(-settings.batch_size / jnp.maximum(halflife, 1e-8))
-
-
 def _finite(gradient: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jnp.nan_to_num(gradient, nan=0.0, posinf=1e5, neginf=-1e5)
 
@@ -170,7 +162,7 @@ Step = Callable[[State, Totals, UInt8[Array, "b h w c"], Int32[Array, " b"]], tu
 def make_step(exp: experiment.Experiment) -> Step:
     """The pure train step (state, totals, images, labels) -> (state, totals, loss). Nothing in it is jitted yet."""
     config, parts, tx = exp.config, exp.config.train.accumulation, optimizer(exp.config)
-    exponents = [averaging.gamma(sigma_rel) for sigma_rel in experiment.averages(config)]
+    exponents = [ema.gamma(sigma_rel) for sigma_rel in experiment.averages(config)]
 
     def objective(params: PyTree, example: loss.Example, given: Given, dropout_key: PRNGKeyArray):
         model = exp.model
@@ -214,12 +206,15 @@ def make_step(exp: experiment.Experiment) -> Step:
         norm = optax.tree.norm(grads)
         updates, optimizer_state = tx.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = optax.incremental_update(params, state.ema, 1 - _ema_decay(config, state.step))
+        decay = ema.decay(
+            state.step, config.train.batch_size, config.train.ema_halflife_images, config.train.ema_rampup_ratio
+        )
+        plain = optax.incremental_update(params, state.ema, 1 - decay)
         pairs = zip(state.averages, exponents, strict=True)
-        averages = tuple(averaging.update(average, params, gamma, state.step + 1) for average, gamma in pairs)
+        averages = tuple(ema.update(average, params, gamma, state.step + 1) for average, gamma in pairs)
         nonfinite = jnp.where(ok, 0, state.nonfinite + 1)
         totals = _add_errors(totals, example, exp.process.noise(example.t), errors, jnp.where(ok, norm, 0), ok)
-        return State(state.step + 1, params, ema, optimizer_state, nonfinite, averages), totals, value
+        return State(state.step + 1, params, plain, optimizer_state, nonfinite, averages), totals, value
 
     return step
 

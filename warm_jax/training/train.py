@@ -16,12 +16,12 @@ import jax.numpy as jnp
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from warm_jax.convert import begin
+from warm_jax.convert import warm_start
 from warm_jax.data import pipeline, sources
-from warm_jax.experiments import experiment, family, posthoc
+from warm_jax.experiments import experiment, family, posthoc_ema
 from warm_jax.runtime import checkpoint, log, mesh, pod, preemption, workdirs
 from warm_jax.sampling import runs
-from warm_jax.training import keeping, losses, preview, speed
+from warm_jax.training import preview, progress, saving, throughput
 from warm_jax.training.step import (
     State,
     abstract_state,
@@ -85,7 +85,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, init_from: str = "", prof
         )
     pod.check_shared(workdir)
     begun = bool(runs.checkpoint_steps(workdir))
-    begins_from = begin.prepare(config, workdir, init_from, begun)
+    begins_from = warm_start.prepare(config, workdir, init_from, begun)
     if begun:
         workdirs.check_same(config, workdir, workdirs.MODEL_KEYS + workdirs.RUN_KEYS)
         workdirs.check_same_data(source, workdir, config.data.allow_changed)
@@ -113,7 +113,7 @@ def _restore(run: Run, checkpoints: checkpoint.Checkpoints) -> State:
         state = init_state(exp)
         if run.begins_from is None:
             return state
-        weights = begin.weights(exp, run.begins_from, run.workdir, state.params)
+        weights = warm_start.weights(exp, run.begins_from, run.workdir, state.params)
         # Each its own buffers: the state is donated.
         return state._replace(params=jax.tree.map(jnp.copy, weights), ema=jax.tree.map(jnp.copy, weights))
     step, items = found
@@ -130,7 +130,7 @@ def _snapshots(run: Run, step: int) -> checkpoint.Checkpoints | None:
     """
     if not experiment.averages(run.experiment.config):
         return None
-    snapshots = checkpoint.Checkpoints(run.workdir / posthoc.FOLDER, keep_last=None)
+    snapshots = checkpoint.Checkpoints(run.workdir / posthoc_ema.FOLDER, keep_last=None)
     pod.first_then_all("later snapshots are gone", lambda: snapshots.remove_after(step))
     snapshots.steps()  # all read anew what is there
     return snapshots
@@ -151,7 +151,7 @@ def _device_batches(run: Run, start: int) -> Iterator[pipeline.Batch]:
     return pipeline.to_device(host, mesh.split(run.experiment.mesh))
 
 
-def _introduce(run: Run, state: State, compiled_seconds: float, measure: speed.Speed) -> None:
+def _introduce(run: Run, state: State, compiled_seconds: float, measure: throughput.Speed) -> None:
     exp = run.experiment
     table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     if jax.process_index() == 0:
@@ -191,8 +191,8 @@ def train(run: Run, final_grid: bool = True) -> int:
     try:
         if step < settings.steps:
             state, step = _loop(run, state, checkpoints, snapshots, metrics, draw)
-        keeping.attempt(checkpoints.wait, step, metrics)
-        keeping.save(checkpoints, step, state, wait=True)  # this one must not fail
+        saving.attempt(checkpoints.wait, step, metrics)
+        saving.save(checkpoints, step, state, wait=True)  # this one must not fail
         if step < settings.steps or pod.any_requested():
             known = checkpoints.steps()
             saved = f"step {known[0]} of {settings.steps} is saved" if known else "nothing was saved"
@@ -219,7 +219,7 @@ def _loop(
     exp, settings = run.experiment, run.experiment.config.train
     started = time.perf_counter()
     traced = trace_step(exp)
-    compiled, measure = traced.lower().compile(), speed.of_step(exp, traced)
+    compiled, measure = traced.lower().compile(), throughput.of_step(exp, traced)
     pod.gather("compiled", "")  # the first step waits for all, but not for as long as a compiler may take
     _introduce(run, state, time.perf_counter() - started, measure)
     rate, start, stop = learning_rate(exp.config), int(state.step), pod.Stop(_AHEAD)
@@ -227,7 +227,7 @@ def _loop(
     totals, pending, since, reported = put_totals(), collections.deque(), time.perf_counter(), start
     bar = log.progress(settings.steps, initial=start, unit="step", doing="training")
     step, batches = start, _device_batches(run, start)
-    profile = speed.Profile(run.workdir / "profile" if run.profile else None, start)
+    profile = throughput.Profile(run.workdir / "profile" if run.profile else None, start)
     while True:
         with jax.transfer_guard("disallow"):  # nothing crosses between host and device unasked: it would wait
             state, totals, value = compiled(state, totals, *next(batches))
@@ -239,26 +239,26 @@ def _loop(
         profile.after(step)
         last = step == settings.steps or stop.reached(step)
         if step % settings.log_every == 0 or last:
-            row = losses.scalars(totals)
+            row = progress.scalars(totals)
             now = time.perf_counter()
             row |= measure.row(step - reported, now - since)
             row["learning_rate"] = float(rate(step - 1))
             bar.set_postfix_str(f"{row['images_per_second']:.0f} images/s")
-            log.say(losses.text(step, row, two_targets=row["loss/residual"] > 1e-9))
+            log.say(progress.text(step, row, two_targets=row["loss/residual"] > 1e-9))
             metrics.write(step, row)
             # At the end any is too many: what was reached is not saved.
             _stop_if_lost(state, 1 if step == settings.steps else settings.max_nonfinite_steps, step, checkpoints)
             totals, since, reported = put_totals(), time.perf_counter(), step
         paused = time.perf_counter()
         if snapshots is not None and step % settings.posthoc_every == 0:
-            keeping.attempt(checkpoints.wait, step, metrics)  # nothing of the two is saved at one time
-            save = functools.partial(keeping.save, snapshots, step, state, wait=True, beside=checkpoints)
-            keeping.attempt(save, step, metrics, keeping.NOTHING_LOST)
+            saving.attempt(checkpoints.wait, step, metrics)  # nothing of the two is saved at one time
+            save = functools.partial(saving.save, snapshots, step, state, wait=True, beside=checkpoints)
+            saving.attempt(save, step, metrics, saving.NOTHING_LOST)
         if last:
             break
         if step % settings.checkpoint_every == 0:
-            keeping.attempt(checkpoints.wait, step, metrics)
-            keeping.attempt(functools.partial(keeping.save, checkpoints, step, state), step, metrics)
+            saving.attempt(checkpoints.wait, step, metrics)
+            saving.attempt(functools.partial(saving.save, checkpoints, step, state), step, metrics)
         if settings.sample_every and step % settings.sample_every == 0:
             log.say(f"samples: {draw(step, state.ema)}")
         since += time.perf_counter() - paused

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from warm_jax.diffusion import predictors, sampler
+from warm_jax.diffusion import guidance, sampler
 from warm_jax.diffusion.process import Predict
 from warm_jax.experiments import experiment
 from warm_jax.runtime import mesh, pictures
@@ -70,9 +70,9 @@ class Sampler:
         # Previews while training: without `sample.guide`, or classes that were never hidden, there is no guidance.
         by_class = one_hot is not None and exp.config.data.label_dropout > 0 and not settings.guide
         if settings.guidance != 1 and (guide or by_class):
-            predict, networks = predictors.guide(predict, weak, settings.guidance), 2
+            predict, networks = guidance.guide(predict, weak, settings.guidance), 2
         if settings.clip:
-            predict = predictors.clip(predict, exp.sampled)
+            predict = guidance.clip(predict, exp.sampled)
         return predict, networks
 
     def draw(self, weights: PyTree, seeds: jax.Array, labels: jax.Array, levels: jax.Array):

@@ -5,7 +5,7 @@
 
 They are float32, as the parameters (EDM2's are float16): a short length takes large coefficients of both signs (with 78
 snapshots at σ_rel 0.02 their magnitudes sum to 39), which make up to 2 % of float16's rounding of 5·10⁻⁴. A snapshot of
-k lengths takes 4k bytes a parameter. `averaging.py` has the mathematics.
+k lengths takes 4k bytes a parameter. `diffusion/ema.py` has the mathematics.
 """
 
 import pathlib
@@ -16,13 +16,13 @@ import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from warm_jax.diffusion import averaging
+from warm_jax.diffusion import ema
 from warm_jax.experiments import experiment
 from warm_jax.runtime import checkpoint, log, mesh, workdirs
 
 FOLDER = "posthoc"
 MOST_ERROR = 0.1  # ‖profile - wanted‖ / ‖wanted‖
-_TRIED = np.round(np.arange(0.005, averaging.MOST, 0.005), 3)  # lengths, to say which can be had
+_TRIED = np.round(np.arange(0.005, ema.MOST, 0.005), 3)  # lengths, to say which can be had
 
 
 class Plan(NamedTuple):
@@ -35,7 +35,7 @@ class Plan(NamedTuple):
     step: int
     steps: tuple[int, ...]
     lengths: tuple[float, ...]
-    fit: averaging.Fit
+    fit: ema.Fit
 
     def note(self) -> dict[str, object]:
         """What to store beside whatever is made with it."""
@@ -48,7 +48,7 @@ def check(workdir: pathlib.Path, sigma_rel: float, config: ConfigDict) -> tuple[
 
     ValueError where there are none, or no EMA has the length `sigma_rel`.
     """
-    averaging.check_sigma_rel(sigma_rel, "--ema")
+    ema.check_sigma_rel(sigma_rel, "--ema")
     begun = (workdir / "config.json").exists()
     lengths = experiment.averages(workdirs.load_config(workdir) if begun else config)
     if not lengths:
@@ -74,10 +74,10 @@ def plan(workdir: pathlib.Path, step: int, sigma_rel: float) -> Plan:
     folder = workdir / FOLDER
     found = checkpoint.Checkpoints(folder, writable=False).steps() if folder.is_dir() else []
     steps = (*sorted(number for number in found if number < step), step)
-    profiles = [averaging.Profile(number, averaging.gamma(length)) for number in steps for length in lengths]
+    profiles = [ema.Profile(number, ema.gamma(length)) for number in steps for length in lengths]
 
-    def fit(length: float) -> averaging.Fit:
-        return averaging.fit(profiles, averaging.Profile(step, averaging.gamma(length)))
+    def fit(length: float) -> ema.Fit:
+        return ema.fit(profiles, ema.Profile(step, ema.gamma(length)))
 
     made = Plan(float(sigma_rel), step, steps, lengths, fit(sigma_rel))
     if made.fit.error > MOST_ERROR:

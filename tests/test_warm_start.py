@@ -9,8 +9,8 @@ import pytest
 import tiny
 from networks import jit
 
-from warm_jax.convert import begin
-from warm_jax.convert.edm import save_workdir
+from warm_jax.convert import warm_start
+from warm_jax.convert.from_edm import save_workdir
 from warm_jax.diffusion import loss
 from warm_jax.experiments import experiment
 from warm_jax.runtime import checkpoint
@@ -49,7 +49,7 @@ def test_loss_at_step_0_is_the_hot_models(hot, key):
     """With blur in the inputs D̂ is what the hot network says of them and R̂ is 0; without, even the loss is the same."""
     exp, params = hot
     warm = experiment.build(tiny.config("amortised", **PLAIN, process__bnr_zero=1.0))
-    widened = begin.widen(jax.eval_shape(warm.model.init, key), params, patch_size=2)
+    widened = warm_start.widen(jax.eval_shape(warm.model.init, key), params, patch_size=2)
     labels = jnp.eye(10)[:8]
     x0 = jax.random.uniform(key, (8, 28, 28, 1), minval=-1)
 
@@ -106,7 +106,7 @@ def test_a_training_begins_there_and_says_so(hot, hot_workdir, tmp_path, capsys,
         train.prepare(config, workdir, str(tmp_path / "other"))
     (workdir / "init.json").write_text(json.dumps(note | {"weights": "0" * 64}))
     with pytest.raises(ValueError, match="has other weights than"):
-        begin.weights(run.experiment, run.begins_from, workdir, state.params)
+        warm_start.weights(run.experiment, run.begins_from, workdir, state.params)
 
 
 def test_a_run_that_has_begun_remembers(hot_workdir, tmp_path, capsys):
@@ -114,19 +114,19 @@ def test_a_run_that_has_begun_remembers(hot_workdir, tmp_path, capsys):
     note = {"workdir": str(hot_workdir), "checkpoint_step": 0, "weights": ""}
     workdir.mkdir()
     (workdir / "init.json").write_text(json.dumps(note))
-    assert begin.prepare(config, workdir, "", begun=True) is None
+    assert warm_start.prepare(config, workdir, "", begun=True) is None
     assert "goes on" not in capsys.readouterr().out
-    assert begin.prepare(config, workdir, str(hot_workdir), begun=True) is None
+    assert warm_start.prepare(config, workdir, str(hot_workdir), begun=True) is None
     assert "it goes on from its own checkpoint" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"began from the weights in .*hot; leave --init_from out"):
-        begin.prepare(config, workdir, str(tmp_path), begun=True)
+        warm_start.prepare(config, workdir, str(tmp_path), begun=True)
     (workdir / "init.json").unlink()
     with pytest.raises(ValueError, match="began from random weights; leave --init_from out"):
-        begin.prepare(config, workdir, str(hot_workdir), begun=True)
+        warm_start.prepare(config, workdir, str(hot_workdir), begun=True)
     for damaged in ("{", "[]", '{"workdir": "x"}'):
         (workdir / "init.json").write_text(damaged)
         with pytest.raises(ValueError, match=r"init\.json is damaged"):
-            begin.prepare(config, workdir, "", begun=True)
+            warm_start.prepare(config, workdir, "", begun=True)
 
 
 @pytest.mark.parametrize(
@@ -143,13 +143,13 @@ def test_a_run_that_has_begun_remembers(hot_workdir, tmp_path, capsys):
 def test_what_does_not_fit_is_listed(hot_workdir, tmp_path, changes, message):
     config = tiny.config("warm", **PLAIN | changes)
     with pytest.raises(ValueError, match=message):
-        begin.prepare(config, tmp_path, str(hot_workdir), begun=False)
+        warm_start.prepare(config, tmp_path, str(hot_workdir), begun=False)
 
 
 def test_other_wrong_beginnings(hot_workdir, tmp_path):
     config = tiny.config("warm", **PLAIN)
     with pytest.raises(FileNotFoundError, match="no workdir of a run"):
-        begin.prepare(config, tmp_path, str(tmp_path / "nowhere"), begun=False)
+        warm_start.prepare(config, tmp_path, str(tmp_path / "nowhere"), begun=False)
     (hot_workdir / "origin.json").write_text("{}")
     with pytest.raises(ValueError, match=r"cannot be trained on in place; .*--init_from="):
         train.prepare(config, hot_workdir)

@@ -4,14 +4,14 @@ import pytest
 import tiny
 
 from warm_jax.accelerators import topology
-from warm_jax.training import speed, step, train
+from warm_jax.training import step, throughput, train
 
 
 def test_shares_of_the_peak():
     """Ten steps of 512 images and 40 TFLOP in two seconds, on 8 chips of 100 TFLOP/s: a quarter of what they can do."""
-    row = speed.Speed(images=512, devices=8, flops=40e12, peak=100e12).row(10, 2.0)
+    row = throughput.Speed(images=512, devices=8, flops=40e12, peak=100e12).row(10, 2.0)
     assert row == pytest.approx({"images_per_second": 2560, "images_per_second_per_device": 320, "mfu": 0.25})
-    assert "mfu" not in speed.Speed(512, 8, 40e12, 0.0).row(10, 2.0)
+    assert "mfu" not in throughput.Speed(512, 8, 40e12, 0.0).row(10, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_peaks_by_the_names_that_jax_gives(kind, tera):
 def test_a_step_counts_what_its_network_multiplies():
     """Blurring 16 images is a transform and back, two products of 28³ each; the stand-in multiplies classes alone."""
     exp = tiny.build(devices=2)
-    found = speed.of_step(exp, step.trace_step(exp))
+    found = throughput.of_step(exp, step.trace_step(exp))
     blur, classes = 4 * 2 * 16 * 28**3, 2 * 2 * 16 * 10 * 2  # the second forward and for its gradient, for two heads
     assert found.flops == blur + classes
     assert (found.images, found.devices, found.peak) == (16, 2, 0.0)

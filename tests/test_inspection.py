@@ -10,7 +10,7 @@ import pytest
 import scipy.fft
 from PIL import Image
 
-from warm_jax.data import inspect
+from warm_jax.analysis import inspection
 from warm_jax.data.sources import open_items
 
 
@@ -21,7 +21,7 @@ def encode(pixels, **options):
 
 
 def run(spec, folder, **options):
-    assert inspect.run(spec, str(folder), progress=False, **options) == 0
+    assert inspection.run(spec, str(folder), progress=False, **options) == 0
     return json.loads((folder / "report.json").read_text())
 
 
@@ -55,7 +55,7 @@ def test_spectrum_against_scipy_and_a_known_power_law(tmp_path):
     np.savez(tmp_path / "set.npz", images=images)
     items = open_items(f"npz:{tmp_path / 'set.npz'}")
     expected = (scipy.fft.dctn(images / 127.5 - 1, axes=(1, 2), norm="ortho") ** 2).mean(0)
-    np.testing.assert_allclose(inspect.spectrum(items, list(range(200)), side), expected, rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(inspection.spectrum(items, list(range(200)), side), expected, rtol=1e-4, atol=1e-8)
     report = run(items.spec, tmp_path / "out")
     assert report["spectrum"]["slopes"]["1-8"] == pytest.approx(-2, abs=0.1)
     lines = (tmp_path / "out" / "spectrum.csv").read_text().splitlines()

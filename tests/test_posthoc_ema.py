@@ -16,9 +16,9 @@ from warm_jax import api
 from warm_jax.analysis import analyze
 from warm_jax.convert import bundle, export
 from warm_jax.data import sources
-from warm_jax.diffusion import averaging
+from warm_jax.diffusion import ema
 from warm_jax.evaluation import evaluate
-from warm_jax.experiments import experiment, posthoc
+from warm_jax.experiments import experiment, posthoc_ema
 from warm_jax.runtime import checkpoint, workdirs
 from warm_jax.sampling import generate, runs
 from warm_jax.training import step, train
@@ -68,7 +68,7 @@ def parameters(whole):
 
 def direct(parameters, sigma_rel, t):
     """The average by its definition: each step's parameters by the integral of the profile over it."""
-    share = np.diff((np.arange(t + 1) / t) ** (averaging.gamma(sigma_rel) + 1))
+    share = np.diff((np.arange(t + 1) / t) ** (ema.gamma(sigma_rel) + 1))
     return jax.tree.map(lambda p: np.tensordot(share, p[:t], 1), parameters)
 
 
@@ -78,7 +78,7 @@ def assert_close(found, expected, tolerance=2e-6):
 
 def remake(workdir, number, sigma_rel):
     shapes = jax.eval_shape(tiny.build(devices=1).model.init, jax.random.key(0))
-    return posthoc.reconstruct(workdir, posthoc.plan(workdir, number, sigma_rel), shapes)
+    return posthoc_ema.reconstruct(workdir, posthoc_ema.plan(workdir, number, sigma_rel), shapes)
 
 
 def test_averages_of_a_real_training(whole, parameters):
@@ -98,9 +98,9 @@ def test_the_ema_of_any_length(whole, parameters, number):
         assert_close(remake(whole, number, sigma_rel), direct(parameters, sigma_rel, number))
     for sigma_rel in (0.07, 0.08, 0.15):
         found, expected = remake(whole, number, sigma_rel), direct(parameters, sigma_rel, number)
-        gamma = averaging.gamma(sigma_rel)
+        gamma = ema.gamma(sigma_rel)
         # ‖profile‖ = (γ + 1) / √(t (2γ + 1)), and Cauchy and Schwarz.
-        bound = posthoc.plan(whole, number, sigma_rel).fit.error * (gamma + 1) / np.sqrt(number * (2 * gamma + 1))
+        bound = posthoc_ema.plan(whole, number, sigma_rel).fit.error * (gamma + 1) / np.sqrt(number * (2 * gamma + 1))
         for name, value in expected.items():
             path = parameters[name][:number]
             assert np.linalg.norm(found[name] - value) <= bound * np.linalg.norm(path - path[-1]) + 1e-5, name
@@ -175,22 +175,22 @@ def test_wrong_values(changes, message):
 def test_what_cannot_be_made(whole, tmp_path):
     """Too short or too long for the snapshots that there are, and a snapshot that is damaged."""
     with pytest.raises(ValueError, match=r"--ema is 0.3; a relative length"):
-        posthoc.plan(whole, STEPS, 0.3)
+        posthoc_ema.plan(whole, STEPS, 0.3)
     reach = r"the 6 snapshots in .*posthoc up to step 14 come no closer .* than \d+% .*; ask for one from (.*) to (.*),"
     for sigma_rel in (0.005, 0.28):
         with pytest.raises(ValueError, match=reach) as refused:
-            posthoc.plan(whole, STEPS, sigma_rel)
+            posthoc_ema.plan(whole, STEPS, sigma_rel)
     least, most = map(float, re.search(reach, str(refused.value)).groups())
     assert least < 0.04 and most > 0.15
     for good, bad in ((least, least - 0.005), (most, most + 0.005)):
-        posthoc.plan(whole, STEPS, good)
+        posthoc_ema.plan(whole, STEPS, good)
         with pytest.raises(ValueError, match="come no closer"):
-            posthoc.plan(whole, STEPS, bad)
+            posthoc_ema.plan(whole, STEPS, bad)
     for name in ("checkpoints", "config.json"):
         (tmp_path / name).symlink_to(whole / name)
-    assert posthoc.plan(tmp_path, STEPS, 0.08).fit.error == pytest.approx(0.044, abs=0.005)  # of its own step alone
+    assert posthoc_ema.plan(tmp_path, STEPS, 0.08).fit.error == pytest.approx(0.044, abs=0.005)  # of its own step alone
     with pytest.raises(ValueError, match=r"the 0 snapshots in .* come no closer .*ask for one from 0.0\d+ to 0.1\d*,"):
-        posthoc.plan(tmp_path, STEPS, 0.2)
+        posthoc_ema.plan(tmp_path, STEPS, 0.2)
     shutil.copytree(whole / "posthoc", tmp_path / "posthoc")
     shutil.rmtree(tmp_path / "posthoc" / "8" / "averages")
     with pytest.raises(ValueError, match=r"checkpoint 8 in .*posthoc cannot be read .*; remove .*posthoc/8"):
@@ -203,13 +203,13 @@ def test_what_cannot_be_made(whole, tmp_path):
         ValueError, match=r"checkpoints/14 holds the plain EMA alone, .* which was imported; leave --em"
     ):
         runs.check_ema(imported, STEPS, 0.08)
-    assert len(posthoc.plan(tmp_path, STEPS, 0.08).steps) == 6
+    assert len(posthoc_ema.plan(tmp_path, STEPS, 0.08).steps) == 6
 
 
 def test_it_is_sampled_and_scored_and_exported(whole, tmp_path, monkeypatch):
     """As a model whose plain EMA these weights are; and its name stands beside the images and the scores."""
     other = tmp_path / "other"
-    wanted = posthoc.plan(whole, STEPS, 0.08)
+    wanted = posthoc_ema.plan(whole, STEPS, 0.08)
     checkpoints = checkpoint.Checkpoints(other / "checkpoints")
     checkpoints.save(STEPS, None, jax.device_put(remake(whole, STEPS, 0.08), jax.devices()[0]), wait=True)
     shutil.copy(whole / "config.json", other)
@@ -218,13 +218,13 @@ def test_it_is_sampled_and_scored_and_exported(whole, tmp_path, monkeypatch):
     changes = {"sample__steps": 2, "eval__count": 16, "eval__reference": f"npz:{tmp_path / 'few.npz'}"}
     config = tiny.config(**SETTINGS, train__steps=STEPS, eval__metrics=("lsd",), **changes)
     images = {}
-    for folder, ema in ((whole, 0.08), (other, None)):
+    for folder, length in ((whole, 0.08), (other, None)):
         file = tmp_path / f"{folder.name}.npz"
-        drawing = generate.prepare(config, folder, "0-15", str(file), -1, ema=ema)
+        drawing = generate.prepare(config, folder, "0-15", str(file), -1, ema=length)
         assert generate.sample(tiny.with_network(drawing, tiny.Linear())) == 0
         with np.load(file) as stored:
             images[folder], made_with = stored["images"], json.loads(str(stored["made_with"]))
-        assert made_with.get("ema") == (wanted.note() if ema else None)
+        assert made_with.get("ema") == (wanted.note() if length else None)
     np.testing.assert_array_equal(images[whole], images[other])
     judging = evaluate.prepare(config, whole, "", -1, "once", False, (0.05, 0.08))
     judging = dataclasses.replace(judging, sampling=tiny.with_network(judging.sampling, tiny.Linear()))
@@ -275,9 +275,7 @@ def test_snapshots_leave_room_for_the_checkpoints(tmp_path, monkeypatch, capsys)
 
 
 def test_it_is_loaded_in_a_notebook(whole, monkeypatch):
-    monkeypatch.setattr(
-        api.experiment, "_network", lambda config, shape, around, two: tiny.Linear(heads=around.heads)
-    )
+    monkeypatch.setattr(api.experiment, "_network", lambda config, shape, around, two: tiny.Linear(heads=around.heads))
     model = api.load(whole, ema=0.08)
     assert_close(jax.device_get(model.weights), remake(whole, STEPS, 0.08), 0)
     assert (model.ema, model.step) == (0.08, STEPS)

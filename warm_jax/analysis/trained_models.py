@@ -21,7 +21,7 @@ from warm_jax.data import sources
 from warm_jax.evaluation import evaluate, named_scores, reference, shards
 from warm_jax.experiments import family
 from warm_jax.runtime import log, preemption, workdirs
-from warm_jax.sampling import runs, sampling
+from warm_jax.sampling import batches, runs
 
 Models = dict[float, api.Model]  # by the BNR at which they are sampled
 METRICS = ("fd", "fd_infinity", "kid", "swd", "lsd")  # of `named_scores.METRICS`, those of which less is better
@@ -144,7 +144,7 @@ def prepare_scoring(config: ConfigDict, workdir: pathlib.Path, source: sources.S
     return Scoring(judging, settings, config.sample.batch_size)
 
 
-def _draw(model: api.Model, sampler: sampling.Sampler, first: int, count: int) -> Iterator[tuple[np.ndarray, int]]:
+def _draw(model: api.Model, sampler: batches.Sampler, first: int, count: int) -> Iterator[tuple[np.ndarray, int]]:
     """Images of the seeds from `first` on, in batches, with the evaluations that each took."""
     for start in range(first, first + count, sampler.batch_size):
         seeds = np.arange(start, min(start + sampler.batch_size, first + count))
@@ -159,13 +159,13 @@ def _measure(
 
     `settings` of `sample`, beside the steps.
     """
-    compiled: dict[tuple[float, int], sampling.Sampler] = {}
+    compiled: dict[tuple[float, int], batches.Sampler] = {}
 
     def measure(cell: sweep.Cell) -> tuple[int, sweep.Scores]:
         model = models[cell.bnr].sampled_with(steps=cell.steps, guidance=1.0, clip=False, **settings)
         if (cell.bnr, cell.steps) not in compiled:
             compiled.clear()
-            compiled[cell.bnr, cell.steps] = sampling.Sampler(model.experiment, scoring.batch_size)
+            compiled[cell.bnr, cell.steps] = batches.Sampler(model.experiment, scoring.batch_size)
         count, evaluations = scoring.settings.samples, []
 
         def images() -> Iterator[np.ndarray]:

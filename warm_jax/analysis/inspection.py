@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from warm_jax.data import arrays, images, sources
+from warm_jax.data import arrays, decoding, sources
 from warm_jax.data.arrays import Items
 from warm_jax.diffusion import dct, radial
 
@@ -70,9 +70,9 @@ def look(items: Items, index: int) -> Seen:
     name, shape, mode, label = items.name(index), None, "", arrays.NO_LABEL
     try:
         content, label = items.get(index)
-        picture = images.open_picture(content, name)
+        picture = decoding.open_picture(content, name)
         shape, mode = (picture.height, picture.width), picture.mode
-        pixels = images.decode(content, name)
+        pixels = decoding.decode(content, name)
     except (ValueError, OSError) as error:
         return Seen(shape, mode, label, str(error), b"", np.zeros((2, 3)))
     x = pixels.reshape(-1, pixels.shape[-1]).astype(np.float64) / 127.5 - 1
@@ -123,7 +123,7 @@ def spectrum(items: Items, good: list[int], side: int) -> np.ndarray:
     for start in range(0, len(chosen), 64):
         luma = []
         for index in chosen[start : start + 64]:
-            pixels = images.decode(items.get(index)[0], items.name(index))
+            pixels = decoding.decode(items.get(index)[0], items.name(index))
             top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
             pixels = pixels[top : top + side, left : left + side] / 127.5 - 1
             luma.append(pixels @ _LUMA if pixels.shape[-1] == 3 else pixels[..., 0])
@@ -141,7 +141,7 @@ def contact_sheet(items: Items, good: list[int], labels: list[int]) -> Image.Ima
     else:
         spread = [good[j] for j in np.unique(np.linspace(0, len(good) - 1, 100).astype(int))]
         rows = [spread[start : start + 10] for start in range(0, len(spread), 10)]
-    pictures = [[images.open_picture(items.get(i)[0], items.name(i)).convert("RGB") for i in row] for row in rows]
+    pictures = [[decoding.open_picture(items.get(i)[0], items.name(i)).convert("RGB") for i in row] for row in rows]
     largest = max(max(picture.size) for row in pictures for picture in row)
     cell = min(128, largest * max(1, 64 // largest))
     sheet = Image.new("RGB", (10 * (cell + 2), len(rows) * (cell + 2)), "white")

@@ -35,7 +35,7 @@ import numpy as np
 from jaxtyping import Array, Float32, PyTree
 
 from warm_jax import api
-from warm_jax.diffusion import dct, predictors, process, sampler
+from warm_jax.diffusion import dct, guidance, process, sampler
 from warm_jax.experiments import experiment
 from warm_jax.restoration import limits, tiles
 from warm_jax.runtime import mesh
@@ -167,7 +167,7 @@ class Restorer:
                 one_hot = jax.nn.one_hot(jnp.full(len(x), label), config.data.num_classes)
             return model.predict(weights, x, t, one_hot)
 
-        return small, predictors.clip(predict, small) if config.sample.clip else predict
+        return small, guidance.clip(predict, small) if config.sample.clip else predict
 
     def _clean_tiles(self, weights: PyTree, x: Array, ratio: Array, beta: Array) -> Array:
         """x̂0 of tiles `[b, h, w, c]`, all of one level."""

@@ -1,4 +1,6 @@
-"""Averages of parameters over training, of any length, made when training is over (Karras et al. 2024, "EDM2").
+"""Averages of parameters over training: the plain EMA's decay, and averages of any length made afterwards.
+
+The plain one is EDM's (`decay`); what follows is of Karras et al. 2024 ("EDM2").
 
 Let θ(τ) be the parameters after step τ of t, constant between steps. The power-function average of exponent γ > -1 is
 (EDM2, eq. 2)
@@ -54,6 +56,16 @@ class Fit(NamedTuple):
 
     coefficients: Float[np.ndarray, " n"]
     error: float
+
+
+def decay(step: Int32[Array, ""], batch_size: int, halflife_images: float, rampup_ratio: float) -> Float[Array, ""]:
+    """EDM's decay of the plain EMA after `step` steps: 0.5^(batch / half-life).
+
+    The half-life, in images, is at most `rampup_ratio` of the images seen so far.
+    """
+    seen = step.astype(jnp.float32) * batch_size
+    halflife = jnp.minimum(halflife_images, rampup_ratio * seen)
+    return jnp.exp2(-batch_size / jnp.maximum(halflife, 1e-8))
 
 
 def check_sigma_rel(value: object, name: str) -> None:

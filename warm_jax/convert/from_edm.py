@@ -19,7 +19,7 @@ from warm_jax.data import augment
 from warm_jax.experiments import experiment
 from warm_jax.models import geometry
 from warm_jax.runtime import checkpoint, log, workdirs
-from warm_jax.weights import edm, tensors
+from warm_jax.weights import edm_pickle, tensors
 
 LICENCE = (
     "NVIDIA publishes EDM's weights under CC BY-NC-SA 4.0: no commercial use, and what is converted or trained from "
@@ -35,7 +35,7 @@ _SETTINGS = {  # of a block and of a norm, by the network's class
 # ── What the network is ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _architecture(model: edm.Module) -> str:
+def _architecture(model: edm_pickle.Module) -> str:
     if model.kind == "DhariwalUNet":
         return "adm"
     if model.kind == "SongUNet":
@@ -43,11 +43,11 @@ def _architecture(model: edm.Module) -> str:
     raise ValueError(f"a network of class {model.kind[:100]!r}; SongUNet and DhariwalUNet can be converted")
 
 
-def _buffers(model: edm.Module) -> dict[str, np.ndarray]:
+def _buffers(model: edm_pickle.Module) -> dict[str, np.ndarray]:
     return {f"{name}.{key}": array for name, part in model.walk() for key, array in part.buffers.items()}
 
 
-def settings(network: edm.Module) -> dict[str, object]:
+def settings(network: edm_pickle.Module) -> dict[str, object]:
     """What a config must say of the network, by dotted key. ValueError where it is none that can be built here."""
     if network.kind != "EDMPrecond":
         raise ValueError(
@@ -88,7 +88,7 @@ def settings(network: edm.Module) -> dict[str, object]:
         raise ValueError(f"a network without what EDM's have ({error!r})") from None
 
 
-def _misfits(model: edm.Module, style: geometry.Style) -> Iterator[str]:
+def _misfits(model: edm_pickle.Module, style: geometry.Style) -> Iterator[str]:
     """Settings of parts that no shape betrays, and that differ from what is built here."""
     taps = np.outer(style.taps, style.taps)
     for name, part in model.walk():
@@ -129,7 +129,7 @@ def _ours(name: str, key: str, array: np.ndarray) -> tuple[str, Float[np.ndarray
     return key, array
 
 
-def parameters(network: edm.Module, shapes: PyTree) -> dict[str, PyTree]:
+def parameters(network: edm_pickle.Module, shapes: PyTree) -> dict[str, PyTree]:
     """The network's tensors as a parameter tree of `shapes`; ValueError that lists all that does not fit."""
     model = network.children["model"]
     found: dict[tuple[str, ...], np.ndarray] = {}
@@ -207,7 +207,7 @@ def prepare(
       load: From a config's name to the config as its file has it.
     """
     digest = tensors.require_file(file, "", "--from_edm=FILE.pkl is one of NVIDIA's network pickles.")
-    network = edm.read_network(file)
+    network = edm_pickle.read_network(file)
     try:
         found = settings(network)
         name = name or nearest_config(found)

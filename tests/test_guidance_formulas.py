@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from warm_jax.diffusion import bnr, predictors, process, systems
+from warm_jax.diffusion import bnr, guidance, process, systems
 
 X = np.random.RandomState(0).randn(3, *dense.SHAPE).astype(np.float32)
 T = np.array([0.1, 0.7, 3.0], np.float32)
@@ -23,7 +23,7 @@ def test_guidance_moves_away_from_the_weak_model_in_both_heads():
     """weak + w (strong - weak): w = 0 the weak model, 1 the strong one, linear in between and beyond."""
     one, zero = (np.tanh(X) * T[:, None, None, None], X - 2), (0.3 * X, np.sin(X))
     for weight in (0.0, 0.4, 1.0, 1.5, 4.0):
-        guided = jax.jit(predictors.guide(strong, weak, weight))(jnp.asarray(X), jnp.asarray(T))
+        guided = jax.jit(guidance.guide(strong, weak, weight))(jnp.asarray(X), jnp.asarray(T))
         assert isinstance(guided, process.Prediction)
         for head, s, w in zip(guided, one, zero, strict=True):
             np.testing.assert_allclose(head, weight * s + (1 - weight) * w, atol=1e-5)
@@ -33,7 +33,7 @@ def test_no_guidance_costs_no_second_evaluation():
     def never(x, t):
         raise AssertionError("the weak model was asked")
 
-    guided = predictors.guide(strong, never, 1.0)(jnp.asarray(X), jnp.asarray(T))
+    guided = guidance.guide(strong, never, 1.0)(jnp.asarray(X), jnp.asarray(T))
     np.testing.assert_array_equal(guided.blurred, strong(jnp.asarray(X), jnp.asarray(T)).blurred)
 
 
@@ -44,7 +44,7 @@ def test_clipping_keeps_the_image_in_range_and_the_heads_in_step():
     warm = process.warm(dense.SHAPE, bnr.constant(2.0))
     ddpm = systems.ddpm(dense.SHAPE)
     for p, kept in ((warm, dense.gauss(2 * level)), (ddpm, np.full((6, 8), np.sqrt(dense.linear_alpha_bar()[700])))):
-        clipped = jax.jit(predictors.clip(weak, p))(jnp.asarray(X), t)
+        clipped = jax.jit(guidance.clip(weak, p))(jnp.asarray(X), t)
         np.testing.assert_allclose(clipped.blurred, dense.filtered(clean, kept), atol=3e-6)
         np.testing.assert_allclose(clipped.residual, clean - dense.filtered(clean, kept), atol=3e-6)
     assert np.abs(clean).max() == 1 and np.abs(clean).min() < 0.1

@@ -10,9 +10,9 @@ import tiny
 from jax.sharding import PartitionSpec
 
 from warm_jax.accelerators import flops, hlo, roofline, topology
-from warm_jax.preflight import report
+from warm_jax.preflight import table
 from warm_jax.runtime import mesh
-from warm_jax.sampling import sampling
+from warm_jax.sampling import batches
 from warm_jax.training import step
 
 F32 = 4
@@ -258,7 +258,7 @@ def test_a_train_step_sends_its_gradients_once(accumulation, quick_compile):
 def test_sampling_sends_nothing_between_the_devices_of_a_process(quick_compile):
     """TPU compilers refuse collectives among a part of a slice, which is what one host of many has."""
     exp = tiny.build()
-    draw = sampling.Sampler(exp, batch_size=16)
+    draw = batches.Sampler(exp, batch_size=16)
     compiled = draw.trace(jax.eval_shape(exp.model.init, jax.random.key(0))).lower().compile()
     assert exp.mesh.size == 8
     assert hlo.traffic(compiled.as_text(), 8).collectives == ()
@@ -311,47 +311,47 @@ def refused(total, *, topology_text="v5e:2x2", **changes):
 
 def test_refusals_of_a_compiler():
     said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 31.50G of 15.75G hbm. Exceeded …"
-    assert report.out_of_memory(said, 1) == {"total": int(31.5 * 2**30), "available": int(15.75 * 2**30)}
-    assert report.out_of_memory(FIRST_COUNT, 2**30) == {
+    assert table.out_of_memory(said, 1) == {"total": int(31.5 * 2**30), "available": int(15.75 * 2**30)}
+    assert table.out_of_memory(FIRST_COUNT, 2**30) == {
         "arguments": 2**30,
         "temporaries": int(60.38 * 2**30),
         "total": int(60.38 * 2**30) + 2**30,
         "available": int(15.75 * 2**30),
         "first_count": True,
     }
-    assert report.out_of_memory("RESOURCE_EXHAUSTED: who knows", 1) == {}
-    assert report.out_of_memory("INVALID_ARGUMENT: no such thing", 1) is None
+    assert table.out_of_memory("RESOURCE_EXHAUSTED: who knows", 1) == {}
+    assert table.out_of_memory("INVALID_ARGUMENT: no such thing", 1) is None
 
 
 def test_a_first_count_says_what_helps_and_leaves_no_slice_out():
     """libtpu's words of lsun_church128 on one chip; on four of them it fits, by computing activations anew."""
     found = refused(0, topology_text="v5e:1x1")
-    found["programs"]["train step"]["memory"] = report.out_of_memory(FIRST_COUNT, found["state_bytes"])
-    said = report.text(found)
+    found["programs"]["train step"]["memory"] = table.out_of_memory(FIRST_COUNT, found["state_bytes"])
+    said = table.text(found)
     assert re.search(r"total of 16.00 GiB +61.38 GiB", said) and re.search(r"temporaries +60.38 GiB", said)
     assert "--config.train.accumulation=8" in said  # 60.38 / 15 is more than 4
-    assert report.needs(found) == ": 61.38 GiB of 16.00 GiB a chip"
+    assert table.needs(found) == ": 61.38 GiB of 16.00 GiB a chip"
     for target in topology.parse("v5e:smallest"):
-        assert report.may_fit(found, target)
+        assert table.may_fit(found, target)
 
 
 def test_what_does_not_fit_and_what_helps():
     """31 GiB wanted of 16, of which 1 GiB is state: the rest must halve."""
-    said = report.text(refused(31 * 2**30))
+    said = table.text(refused(31 * 2**30))
     assert "DOES NOT FIT: train step" in said
     assert "--config.train.accumulation=2" in said
     assert "--config.train.batch_size=128" in said
     assert '--config.model.remat="(64,)"' in said
     assert "more chips" in said and "fsdp" not in said
-    assert "fsdp" in report.text(refused(31 * 2**30, state_bytes=2**33))  # 8 GiB of state
-    assert '"(64,32,)"' in report.text(refused(31 * 2**30, remat=[64])).replace(", ", ",")
+    assert "fsdp" in table.text(refused(31 * 2**30, state_bytes=2**33))  # 8 GiB of state
+    assert '"(64,32,)"' in table.text(refused(31 * 2**30, remat=[64])).replace(", ", ",")
 
 
 def test_a_sampling_loop_that_does_not_fit():
     found = refused(2**30)
     found["programs"]["train step"]["fits"] = True
     found["programs"]["sampling loop"] = found["programs"]["train step"] | {"fits": False, "batch": 64}
-    said = report.text(found)
+    said = table.text(found)
     assert "DOES NOT FIT: sampling loop" in said and "--config.sample.batch_size=32" in said
     assert "train.batch_size" not in said
 
@@ -359,5 +359,5 @@ def test_a_sampling_loop_that_does_not_fit():
 def test_larger_slices_that_cannot_fit_are_left_out():
     sizes = {target.text: target for target in topology.parse("v5e:smallest")}
     found = refused(100 * 2**30, topology_text="v5e:1x1")  # 1 + 99/4 > 16, 1 + 99/8 < 16
-    assert not report.may_fit(found, sizes["v5e:2x2"])
-    assert report.may_fit(found, sizes["v5e:2x4"])
+    assert not table.may_fit(found, sizes["v5e:2x2"])
+    assert table.may_fit(found, sizes["v5e:2x4"])
