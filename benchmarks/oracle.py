@@ -3,7 +3,8 @@
     python benchmarks/oracle.py --what=sweep                     # bundled images
     python benchmarks/oracle.py --what=manifold --images=zip:cifar10-32x32.zip --count=1000 --out=figures
 
-`sweep`: W2 of the Gaussian oracle on method's spectrum, 5 BNRs × 6 NFEs, and the empirical oracle's imbalance.
+`sweep`: W2 of the Gaussian oracle on the spectrum of docs/method.md §15, 5 BNRs × 6 NFEs, and the empirical oracle's
+imbalance.
 `manifold`: how far reverse states of the empirical oracle lie off the forward process, in nats per dimension and in
 distances. Each writes NAME.npz and NAME.png to --out. `count` images are taken evenly from the source.
 """

@@ -75,7 +75,7 @@ def get_config(system: str = "warm") -> ConfigDict:
     mesh.fsdp = 1  # devices that share one copy of the parameters, their EMA and Adam's state; 1: each has all
 
     sample = config.sample = ConfigDict()
-    sample.solver = "heun"  # or euler, multistep, multistep3, stochastic, ancestral: diffusion/sampler.py; README
+    sample.solver = "heun"  # or euler, multistep, multistep3, stochastic, ancestral: docs/solvers.md
     sample.steps = 18
     sample.beta_min = config_dict.placeholder(float)  # lowest noise level of the grid; unset: process.beta_min
     sample.rho = config_dict.placeholder(float)  # of the grid; unset: process.rho

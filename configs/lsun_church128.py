@@ -15,9 +15,9 @@ Lanczos; reading it needs `pip install .[lmdb]`:
 | blurring | 3.88 (10,000) | 1000 | Hoogeboom and Salimans 2022 |
 | ihdm | 45.06 (clean-fid's) | 400 | Rissanen et al. 2022 |
 
-Numbers of different papers on LSUN-church do not compare: their data differ. The summary that this follows gives no
-network of the warm paper for this set: channels, depth, learning rate and duration are those of FFHQ-64 with one level
-more (ours); at four times FFHQ's pixels expect some 3000 V100 hours.
+Numbers of different papers on LSUN-church do not compare: their data differ. Channels, depth, learning rate and
+duration are those of FFHQ-64 with one level more (ours; the warm paper's network for this set is not known here). At
+four times FFHQ's pixels expect some 3000 V100 hours.
 """
 
 from ml_collections import ConfigDict

@@ -91,8 +91,9 @@ def native(config: ConfigDict, system: str) -> ConfigDict:
 def published(config: ConfigDict, system: str) -> ConfigDict:
     """`native`, and the network and training that the system's authors used on CIFAR-10. EDM's family stays as it is.
 
-    Not in the summaries that this follows, so check them before quoting: DDPM's depth, clipping and duration; all of
-    blurring diffusion's, which are DDPM's; cold diffusion's network, batch and duration, which are ours.
+    Not checked against the authors' files, so check before quoting: DDPM's depth, clipping and duration; all of
+    blurring diffusion's, which are DDPM's. Ours: cold diffusion's network, batch and duration.
+    The rest stands in docs/systems.md.
     """
     model, train = config.model, config.train
     native(config, system)

@@ -3,7 +3,7 @@ r"""How far the states of a sampler lie from the forward process, level by level
 The paper argues from a drawing that a large BNR drives reverse states off the data manifold; here it is measured. At
 each level t > 0 of a sampling grid, `count` states of the reverse process (X) stand against as many draws of the
 forward process (Y) of the same level, the law that an exact sampler would have. Four measures, each 0 when the laws
-are equal (method.md, section 6):
+are equal (docs/method.md §15):
 
 | measure | of | unit |
 |---|---|---|

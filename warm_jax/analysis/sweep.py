@@ -5,7 +5,7 @@ a hash of all it depends on, so that a sweep which was cut off goes on and one w
 
 The oracles show what BNR costs a perfect network, which is the solver's error alone:
 
-* Gaussian: the sampler is linear, so its W2 to the data is a closed form of its gains (method.md, section 6).
+* Gaussian: the sampler is linear, so its W2 to the data is a closed form of its gains (docs/method.md §15).
 * Empirical: the last step returns x̂0, which at β = 0.002 is one of the images nearly always, at any BNR and NFE: the
   distance to the nearest image, `nearest`, says that and no more. What a coarse sampler gets wrong is how often it
   finds each. `imbalance` is the χ² divergence n Σ p_k² - 1 of the frequencies p_k from 1/n, and Σ p_k² the chance that

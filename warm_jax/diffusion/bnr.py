@@ -2,7 +2,7 @@
 
 A BNR schedule is a pure function β ↦ α, from noise levels to blurs in pixels. With P[f] the data's DCT power
 (`dct.power`), an image of which blur leaves the fraction a_α[f] and to which noise of level β is added still
-carries, if it is Gaussian,
+carries, if it is Gaussian (docs/method.md §4),
 
     I(β, α) = Σ_f ½ log(1 + P[f] a_α[f]² / β²)      nats.
 

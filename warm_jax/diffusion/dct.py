@@ -1,4 +1,4 @@
-r"""The frequency domain: orthonormal DCT-II, and Gaussian blur as an attenuation of frequencies.
+r"""The frequency domain: orthonormal DCT-II, and Gaussian blur as an attenuation of frequencies (docs/method.md §2).
 
 `Q[k, n] = sqrt((2 - [k=0]) / N) · cos(π (n + ½) k / N)` is orthonormal, and `dct2(x) = Q_H x Q_Wᵀ` for each
 channel. It diagonalises the heat equation with reflecting borders: run for time α²/2 it multiplies the frequency

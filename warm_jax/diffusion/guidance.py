@@ -1,4 +1,4 @@
-"""Predictors made of predictors: guidance, and clipping. All of them are `predict(x, t) -> Prediction` again."""
+"""Predictors made of predictors: guidance, clipping; each is `predict(x, t) -> Prediction` (docs/method.md §13)."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Exact predictors: the posterior means in closed form, to test everything against without training anything."""
+"""Exact predictors: the posterior means in closed form, to test against without training (docs/method.md §15)."""
 
 from collections.abc import Callable
 

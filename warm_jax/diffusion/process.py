@@ -1,7 +1,7 @@
 r"""The corruption process: what happens to an image between data and noise, for every system of the family.
 
-Derivation. Work in the DCT basis, z = dct(x), where blur is a factor for each frequency f. Every system
-attenuates frequencies and adds white noise,
+Derivation (docs/method.md §3 to §6). Work in the DCT basis, z = dct(x), where blur is a factor for each frequency f.
+Every system attenuates frequencies and adds white noise,
 
     z_t[f] = a(t)[f] · z_0[f] + s(t) · ε[f],        ε ~ N(0, I)                                     (1)
 

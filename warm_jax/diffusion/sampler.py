@@ -1,6 +1,7 @@
 """From noise to images: solvers of the reverse process, each one `lax.scan` over a grid of levels.
 
-The deterministic ones discretise the posterior means x̂0 and ε̂ and integrate the blur exactly: from level i to j,
+The deterministic ones discretise the posterior means x̂0 and ε̂ and integrate the blur exactly (docs/method.md §9 to
+§11): from level i to j,
 
     step(x, i→j; x̂0, ε̂) = x + idct((a_j - a_i) dct(x̂0)) + (s_j - s_i) ε̂.
 

@@ -4,7 +4,7 @@ A network F sees a state scaled to unit variance and gives raw outputs of unit v
 into posterior means of the two targets D = B_α x0 and R = x0 - B_α x0. A system that does not blur has no residual,
 and its network one head: with EDM's coefficients it *is* EDM.
 
-What a network is asked for is a choice, and each choice a function here (`CHOICES`):
+What a network is asked for is a choice, and each choice a function here (`CHOICES`; docs/method.md §7 and §8):
 
 | | heads | D̂ | R̂ | λ | for |
 |---|---|---|---|---|---|

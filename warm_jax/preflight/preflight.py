@@ -129,7 +129,7 @@ def _ask(config: ConfigDict, target: topology.Target) -> dict:
 
 
 def examine(config: ConfigDict, target: topology.Target) -> Iterator[dict]:
-    """Compiles the train step and the sampling loop of `config` for `target`; what `report.text` shows, for JSON.
+    """Compiles the train step and the sampling loop of `config` for `target`; what `table.text` shows, for JSON.
 
     It comes after each program: what took long to compile is not lost where the next one fails.
     """

@@ -1,12 +1,12 @@
 """A trained model as a restorer: an image of known blur and noise is a state of its process, so the model restores it.
 
-    restore = restorer.load("runs/restoration")
+    restore = posterior.load("runs/restoration")
     clean = restore(image, alpha=1.5, beta=25 / 127.5)             # float32 [h, w, c] in [-1, 1], of any size
     draws = restore.samples(image, 1.5, 25 / 127.5, count=4)       # [4, h, w, c], from the posterior
 
-The photograph x = B_α x0 + β ε is the state at t = β of the process with BNR α / β (method.md §5). One evaluation of
-the model gives the posterior mean of x0, D̂ + R̂, which no estimate beats in mean squared error. Draws from
-the posterior are made by running the process back from there, step by step, with fresh noise.
+The photograph x = B_α x0 + β ε is the state at t = β of the process with BNR α / β (docs/method.md §14). One evaluation
+of the model gives the posterior mean of x0, D̂ + R̂, which no estimate beats in mean squared error. Draws from the
+posterior are made by running the process back from there, step by step, with fresh noise.
 
 Why `ancestral`: (x0, x_t) have the law of the corruption only if time is reversed on the forward process itself, a
 Markov chain that adds blur and noise; each ancestral step draws from p(x_j | x_i, x0 = x̂0), its reversal. The

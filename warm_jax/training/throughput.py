@@ -20,7 +20,7 @@ class Speed:
     Attributes:
       images: In a step.
       devices: That share it.
-      flops: Of the convolutions and products of a step, all devices together, as traced (`ahead.flops`).
+      flops: Of the convolutions and products of a step, all devices together, as traced (`accelerators.flops`).
       peak: FLOP/s of a device, by its maker; 0 where it is not known, as of a CPU.
     """
 

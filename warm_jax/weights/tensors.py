@@ -1,4 +1,4 @@
-"""Weights files: sha256, safetensors in and out. PyTorch's files: `pth`; NVIDIA's network pickles: `edm`."""
+"""Weights files: sha256, safetensors in and out. PyTorch's files: `pth`; NVIDIA's network pickles: `edm_pickle`."""
 
 import hashlib
 import os
