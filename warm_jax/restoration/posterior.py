@@ -1,6 +1,6 @@
 """A trained model as a restorer: an image of known blur and noise is a state of its process, so the model restores it.
 
-    restore = posterior.load("runs/restoration")
+    restore = warm_jax.restorer("runs/restoration")
     clean = restore(image, alpha=1.5, beta=25 / 127.5)             # float32 [h, w, c] in [-1, 1], of any size
     draws = restore.samples(image, 1.5, 25 / 127.5, count=4)       # [4, h, w, c], from the posterior
 
