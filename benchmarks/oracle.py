@@ -22,6 +22,7 @@ import numpy as np
 
 from warm_jax.analysis import manifold, sampling_plots, sweep
 from warm_jax.data import sources
+from warm_jax.runtime import rounding
 
 BNRS = (0.0, 0.5, 1.0, 2.0, 10.0)
 
@@ -53,15 +54,11 @@ def table(head: list[str], rows: list[list[str]]) -> None:
         print(f"| {' | '.join(row)} |")
 
 
-def cell(mean: float, half: float) -> str:
-    return f"{mean:.4f}" + (f" ± {half:.4f}" if half > 0 else "")
-
-
 def show(values: np.ndarray, halves: np.ndarray, bnrs: np.ndarray, nfe: np.ndarray) -> None:
     rows = zip(bnrs, values, halves, strict=True)
     table(
         ["BNR", *(f"NFE {n}" for n in nfe)],
-        [[f"{b:g}", *(cell(m, h) for m, h in zip(mean, half, strict=True))] for b, mean, half in rows],
+        [[f"{b:g}", *(rounding.with_error(m, h) for m, h in zip(mean, half, strict=True))] for b, mean, half in rows],
     )
 
 

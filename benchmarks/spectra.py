@@ -15,6 +15,7 @@ import numpy as np
 
 from warm_jax.analysis import spectra
 from warm_jax.data import arrays, sources
+from warm_jax.runtime import rounding
 
 _BATCH = 1000
 
@@ -44,7 +45,7 @@ def main() -> None:
     size = "×".join(map(str, source.image_shape))
     print(
         f"| {source.spec.rpartition('/')[-1]} | {count:,} | {size} | {passed:.1f} | {total:.1f} | {cpu:.1f} "
-        f"| {found.slope:.3f} ± {found.slope_error:.3f} | {found.recommended:.2f} |"
+        f"| {rounding.with_error(found.slope, found.slope_error)} | {found.recommended:.2f} |"
     )
 
 

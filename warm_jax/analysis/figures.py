@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from warm_jax.analysis import corruption, learning, manifold, solvers, spectra, sweep, trained_models
 from warm_jax.data import sources
 from warm_jax.evaluation import reference
-from warm_jax.runtime import pictures
+from warm_jax.runtime import pictures, rounding
 
 NAMES = ("spectra", "corruption", "learning", "manifold", "sweep", "solvers")
 _SHOWN_LEVELS = (0.1, 0.3, 1.0, 3.0)  # noise levels of the spectra
@@ -64,8 +64,8 @@ def _spectra(run: Run) -> tuple[Any, str]:
         measured.power, tuple(settings.bnrs), _SHOWN_LEVELS, settings.budget, covariance=measured.covariance
     )
     return made, (
-        f"slope {made.slope:.2f} ± {made.slope_error:.2f}; the largest constant BNR that loses at most "
-        f"{settings.budget:.0%} of the information at noise {made.levels[0]:.2g} to {made.levels[1]:.2g}: "
+        f"{spectra.slope_in_words(made.law)}; the largest constant BNR that loses at most {settings.budget:.0%} of "
+        f"the information at noise {made.levels[0]:.2g} to {made.levels[1]:.2g}: "
         f"{made.recommended:.2g}"
     )
 
@@ -178,7 +178,7 @@ def _worst(made: manifold.Manifold, measure: str, unit: str) -> str:
     return (
         f"{measure} at NFE {made.nfe[-1]}: "
         + ", ".join(
-            f"{made.average[row, i, -1]:.3g} ± {made.average_half[row, i, -1]:.1g} at BNR {bnr:g}"
+            f"{rounding.with_error(made.average[row, i, -1], made.average_half[row, i, -1])} at BNR {bnr:g}"
             for i, bnr in enumerate(made.bnrs)
         )
         + (f" ({unit})" if unit else "")

@@ -13,17 +13,17 @@ import os
 import pathlib
 from concurrent.futures import ThreadPoolExecutor
 
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from warm_jax.analysis import spectra
 from warm_jax.data import arrays, decoding, sources
 from warm_jax.data.arrays import Items
-from warm_jax.diffusion import dct, radial
+from warm_jax.diffusion import radial
 
-_SPECTRUM_IMAGES, _SPECTRUM_SIDE = 2048, 256
-_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as Pillow's "L"
+_SPECTRUM_IMAGES = 10_000  # as analysis.images, so that both quote the same slope …
+_SPECTRUM_PIXELS, _SPECTRUM_SIDE = 2**27, 256  # … but of large images fewer, and the middle of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,27 +113,30 @@ def summarise(items: Items, seen: list[Seen]) -> dict:
     return report
 
 
-def spectrum(items: Items, good: list[int], side: int) -> np.ndarray:
-    """The mean DCT power `[side, side]` of luma, float64, on the scale [-1, 1].
+def spectrum(items: Items, good: list[int], side: int) -> spectra.Measured:
+    """The mean DCT power `[side, side]` of the channels, as `--analysis=spectra` measures it.
 
-    Of at most 2,048 images, spread over the set; of each the square of `side` pixels in its centre.
+    Of at most 10,000 images, spread over the set; of each the square of `side` pixels in its centre.
     """
-    chosen = [good[i] for i in np.unique(np.linspace(0, len(good) - 1, min(len(good), _SPECTRUM_IMAGES)).astype(int))]
-    total = np.zeros((side, side))
-    for start in range(0, len(chosen), 64):
-        luma = []
-        for index in chosen[start : start + 64]:
-            pixels = decoding.decode(items.get(index)[0], items.name(index))
-            top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
-            pixels = pixels[top : top + side, left : left + side] / 127.5 - 1
-            luma.append(pixels @ _LUMA if pixels.shape[-1] == 3 else pixels[..., 0])
-        found = dct.power(jnp.asarray(np.stack(luma)[..., None], jnp.float32))
-        total += len(luma) * np.asarray(found, np.float64)
-    return total / len(chosen)
+    most = min(len(good), _SPECTRUM_IMAGES, max(1, _SPECTRUM_PIXELS // side**2))
+    chosen = [good[i] for i in np.unique(np.linspace(0, len(good) - 1, most).astype(int))]
+
+    def square(index: int) -> np.ndarray:
+        pixels = decoding.decode(items.get(index)[0], items.name(index))
+        top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+        return pixels[top : top + side, left : left + side]
+
+    def batch(part: list[int]) -> np.ndarray:
+        squares = [square(index) for index in part]
+        shape = (side, side, max(pixels.shape[-1] for pixels in squares))
+        return np.stack([np.broadcast_to(pixels, shape) for pixels in squares])  # grey ones among others of colour
+
+    size = max(1, min(1000, 2**22 // side**2))
+    return spectra.measure(batch(chosen[start : start + size]) for start in range(0, len(chosen), size))
 
 
 def contact_sheet(items: Items, good: list[int], labels: list[int]) -> Image.Image:
-    """Up to 100 images: a row a class where there are 2 to 20 of them, otherwise spread over the set."""
+    """Up to 100 images, in the middle of their cells: a row a class where there are 2 to 20, else spread out."""
     classes = sorted(set(labels))
     if 2 <= len(classes) <= 20:
         rows = [[i for i, label in zip(good, labels, strict=True) if label == one] for one in classes]
@@ -150,22 +153,25 @@ def contact_sheet(items: Items, good: list[int], labels: list[int]) -> Image.Ima
             scale = cell / max(picture.size)
             size = [max(1, round(length * scale)) for length in picture.size]
             method = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
-            sheet.paste(picture.resize(size, method), (x * (cell + 2) + 1, y * (cell + 2) + 1))
+            place = [n * (cell + 2) + 1 + (cell - length) // 2 for n, length in zip((x, y), size, strict=True)]
+            sheet.paste(picture.resize(size, method), tuple(place))
     return sheet
 
 
-def _write_spectrum(folder: pathlib.Path, power: np.ndarray) -> dict:
-    found = radial.radial(power)
-    lines = [f"{k:.0f},{p:.6g}" for k, p in zip(found.k, found.power, strict=True)]
-    (folder / "spectrum.csv").write_text("\n".join(["frequency,power", *lines]) + "\n")
-    slopes = {"1-8": radial.slope(power, 1, 8).value, "all": radial.slope(power).value}
-    slopes = {bands: None if math.isnan(value) else value for bands, value in slopes.items()}  # NaN is not JSON
-    written = {"side": len(power), "slopes": slopes}
+def _write_spectrum(folder: pathlib.Path, measured: spectra.Measured) -> dict:
+    """Writes spectrum.csv and spectrum.png; the slope (diffusion/radial.py defines it), for the report."""
+    found, law = radial.radial(measured.power), radial.slope(measured.power, covariance=measured.covariance)
+    errors = np.sqrt(np.maximum(np.diag(measured.covariance), 0))
+    lines = [f"{k:.0f},{p:.6g},{e:.3g}" for k, p, e in zip(found.k, found.power, errors, strict=True)]
+    (folder / "spectrum.csv").write_text("\n".join(["frequency,channel_power,standard_error", *lines]) + "\n")
+    slope, error = (None if math.isnan(value) else value for value in law[:2])  # NaN is not JSON
+    written = {"images": measured.count, "side": len(measured.power), "slope": slope, "slope_error": error}
+    written |= {"slope_bands": [law.first, law.last], "told": spectra.slope_in_words(law)}
     try:
         from warm_jax.analysis.plots import radial_spectrum
     except ImportError:
         return {**written, "picture": "left out: pip install 'warm_jax[plot]'"}
-    radial_spectrum(found).savefig(folder / "spectrum.png")
+    radial_spectrum(found, law).savefig(folder / "spectrum.png")
     return {**written, "picture": "spectrum.png"}
 
 
@@ -191,8 +197,5 @@ def _text(report: dict) -> str:
     if "mean" in report:
         rows["mean, on [-1, 1]"], rows["std"] = numbers(report["mean"]), numbers(report["std"])
         rows["sigma_data to use"] = f"{report['sigma_data']:.4f}"
-        slopes = {k: "–" if s is None else f"{s:.2f}" for k, s in report["spectrum"]["slopes"].items()}
-        rows["spectrum"] = (
-            f"slope {slopes['1-8']} at k = 1–8, {slopes['all']} over all; {report['spectrum']['picture']}"
-        )
+        rows["spectrum"] = f"{report['spectrum']['told']}; {report['spectrum']['picture']}"
     return "\n".join(f"{name:<18}{value}".rstrip() for name, value in rows.items())

@@ -6,7 +6,6 @@ Agg, 1200 pixels wide unless said otherwise, and `figure.savefig(path)` writes i
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,13 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from warm_jax.analysis import colours
 from warm_jax.analysis.corruption import Corruption
 from warm_jax.analysis.learning import Explained, Learning
-from warm_jax.analysis.spectra import Spectra
-from warm_jax.diffusion.radial import Radial
+from warm_jax.analysis.spectra import Spectra, slope_in_words
+from warm_jax.diffusion.radial import Radial, Slope
 
-# Okabe and Ito's colours, told apart by colour-blind eyes too; BNRs are an order, and get a ramp: dark to light.
-BLACK, ORANGE, BLUE, GREEN, GREY = "#000000", "#D55E00", "#0072B2", "#009E73", "#767676"
+BLACK, ORANGE, GREY = "#000000", "#D55E00", "#767676"  # of what is no BNR; those have `colours.of_bnr`
 _LABEL = 11  # points, at 100 dots an inch
 
 
@@ -46,11 +45,6 @@ def _style(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
             which.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,)))
             which.set_minor_formatter(NullFormatter())
             which.set_major_formatter(lambda value, _: f"{value:g}" if 1e-4 < value < 1e5 else f"{value:.0e}")
-
-
-def _ramp(count: int) -> list:
-    """Colours for BNRs in rising order."""
-    return [matplotlib.colormaps["viridis"](place) for place in np.linspace(0.0, 0.85, count)]
 
 
 def _label_ends(axes: Axes, labels: Sequence[tuple[str, float, object]], least: float = 0.062) -> None:
@@ -104,13 +98,16 @@ def _ratio(value: float) -> str:
     return "BNR ∞" if np.isinf(value) else f"BNR {value:g}"
 
 
-def radial_spectrum(spectrum: Radial) -> Figure:
-    """A radial spectrum beside 1/k²; 720 × 480 pixels."""
-    figure = _figure(720, 480, "Radial power spectrum of luma")
+def radial_spectrum(spectrum: Radial, law: Slope) -> Figure:
+    """A radial spectrum, the power law `law` fitted to it (where it has one), and 1/k²; 720 × 480 pixels."""
+    figure = _figure(720, 480, f"Radial power spectrum: {slope_in_words(law)}")
     axes = figure.add_subplot(xscale="log", yscale="log")
-    axes.plot(spectrum.k, spectrum.power, "o-", color=BLUE, markersize=3, label="measured")
+    axes.plot(spectrum.k, spectrum.power, "o-", color=BLACK, markersize=3, linewidth=1, label="measured")
     if len(spectrum.k) > 3:
-        axes.plot(spectrum.k, spectrum.power[2] * (spectrum.k / spectrum.k[2]) ** -2.0, "--", color=GREY, label="1/k²")
+        axes.plot(spectrum.k, spectrum.power[2] * (spectrum.k / spectrum.k[2]) ** -2.0, ":", color=GREY, label="1/k²")
+    if np.isfinite(law.value):
+        k = spectrum.k[law.first - 1 : law.last]
+        axes.plot(k, np.exp(law.intercept) * k**law.value, "--", color=ORANGE, label="fitted")
     _style(axes, "", "frequency k, half waves an image", "mean squared DCT coefficient")
     axes.legend(frameon=False, fontsize=_LABEL)
     return figure
@@ -125,9 +122,10 @@ def _spectrum_panel(axes: Axes, s: Spectra) -> None:
     law = np.exp(s.intercept) * s.k**s.slope
     axes.plot(s.k[first - 1 : last], law[first - 1 : last], "--", color=ORANGE, linewidth=1.5)
     labels = []
-    for ratio, blurred, colour in zip(s.bnrs, s.blurred[:, middle], _ramp(len(s.bnrs)), strict=True):
+    for ratio, blurred in zip(s.bnrs, s.blurred[:, middle], strict=True):
         if not ratio:
             continue
+        colour = colours.of_bnr(ratio)
         axes.plot(s.k, np.maximum(blurred, 1e-300), color=colour, linewidth=1.5)
         seen = np.flatnonzero(blurred > floor / 3)
         if len(seen) == len(s.k):
@@ -138,8 +136,7 @@ def _spectrum_panel(axes: Axes, s: Spectra) -> None:
     axes.hlines(noise, 1, s.k[-1], color=GREY, linewidth=1.2, linestyle=":")
     labels += [(f"noise β = {beta:g}", value, GREY) for beta, value in zip(s.betas, noise, strict=True)]
     _label_ends(axes, [*labels, ("image", s.power[-1], BLACK)])
-    error = "" if np.isnan(s.slope_error) else f" ± {s.slope_error:.3f}"
-    text = f"slope {s.slope:.2f}{error}\nfitted to k = {first} to {last}"
+    text = slope_in_words(s.law).replace(", ", "\n")
     axes.text(0.98, 0.97, text, color=ORANGE, fontsize=_LABEL, ha="right", va="top", transform=axes.transAxes)
     _style(
         axes,
@@ -160,9 +157,10 @@ def _cutoff_panel(axes: Axes, s: Spectra) -> None:
         axes.text(
             s.grid[-1] / 1.3, top / 1.25, "swallowed by noise", fontsize=_LABEL, ha="right", va="top", color=BLACK
         )
-    for ratio, cutoff, colour in zip(s.bnrs, s.blur_cutoff, _ramp(len(s.bnrs)), strict=True):
+    for ratio, cutoff in zip(s.bnrs, s.blur_cutoff, strict=True):
         if not ratio:
             continue
+        colour = colours.of_bnr(ratio)
         axes.plot(s.grid, cutoff, color=colour, linewidth=1.5)
         place = np.argmin(np.abs(np.log(cutoff / 1.35)))
         axes.text(s.grid[place] * 1.1, 1.35, f"{ratio:g}", color=colour, fontsize=_LABEL, va="center")
@@ -173,8 +171,8 @@ def _lost_panel(axes: Axes, s: Spectra) -> None:
     axes.set(xscale="log", xlim=(s.grid[0], s.grid[-1]), ylim=(0, 100))
     axes.axvspan(*s.levels, color="#FCE8D8", linewidth=0)
     axes.axhline(100 * s.budget, color=ORANGE, linestyle="--", linewidth=1.5)
-    blurred = [i for i, ratio in enumerate(s.bnrs) if ratio]
-    lines = [(_ratio(s.bnrs[i]), 100 * s.lost[i], _ramp(len(s.bnrs))[i]) for i in blurred]
+    pairs = zip(s.bnrs, s.lost, strict=True)
+    lines = [(_ratio(ratio), 100 * lost, colours.of_bnr(ratio)) for ratio, lost in pairs if ratio]
     for _, lost, colour in lines:
         axes.plot(s.grid, lost, color=colour, linewidth=1.8)
     _label_lines(axes, s.grid, lines)
@@ -192,11 +190,11 @@ def _schedule_panel(axes: Axes, s: Spectra) -> None:
     axes.set(xscale="log", yscale="log", xlim=(s.grid[0], s.grid[-1]))
     axes.set_ylim(min(shown.min(), s.recommended, 0.5) / 1.5, max(shown.max(), 1.0) * 1.5)
     axes.axvspan(*s.levels, color="#FCE8D8", linewidth=0)
-    axes.plot(s.grid, s.scheduled, color=BLUE, linewidth=2)
-    axes.axhline(0.5, color=GREY, linestyle=":", linewidth=1.5)
+    axes.plot(s.grid, s.scheduled, color=BLACK, linewidth=2)
+    axes.axhline(0.5, color=colours.of_bnr(0.5), linestyle=":", linewidth=1.5)
     axes.axhline(s.recommended, color=ORANGE, linestyle="--", linewidth=1.5)
     axes.plot([s.binding], [s.recommended], "o", color=ORANGE, markersize=7)
-    labels = [("budget's", s.scheduled[-1], BLUE), ("paper's", 0.5, GREY)]
+    labels = [("budget's", s.scheduled[-1], BLACK), ("paper's 0.5", 0.5, colours.of_bnr(0.5))]
     _label_ends(axes, [*labels, (f"{s.recommended:.2f}", float(s.recommended), ORANGE)])
     _style(
         axes,
@@ -253,6 +251,8 @@ def corruption(result: Corruption) -> Figure:
             notes = {0.0: "BNR 0\nnoise alone", np.inf: "BNR ∞\nblur alone"}
             texts = [notes.get(float(ratio), _ratio(ratio)) for ratio in result.bnrs]
             axes.set_yticks(np.arange(rows) * (height + gap) + height / 2, texts)
+            for label, ratio in zip(axes.get_yticklabels(), result.bnrs, strict=True):
+                label.set_color(colours.of_bnr(ratio))
     return figure
 
 
@@ -274,25 +274,28 @@ def learning(result: Learning, measured: Sequence[Explained] = ()) -> Figure:
         "Explained of the residual R",
     ]
     fields = ["deblurring", "blurred_explained", "residual_explained"]
-    colours = _ramp(len(result.bnrs))
+    betas = np.concatenate([result.betas, *(one.betas for one in measured)])
+    room = 1.15 if measured else 1.0  # for the dots of the first level and of the last
     for axes, name, field in zip(panels, names, fields, strict=True):
         values, lines = 100 * getattr(result, field), []
         dots = [100 * getattr(one, field) for one in measured]
         finite = np.concatenate([values.ravel(), *dots])
         finite = finite[np.isfinite(finite)]
         low = min(0.0, max(-20.0, finite.min() - 2)) if field != "blurred_explained" else max(0.0, finite.min() - 5)
-        axes.set(xscale="log", xlim=(result.betas[0], result.betas[-1]), ylim=(low, 102))
-        for ratio, line, colour in zip(result.bnrs, values, colours, strict=True):
+        top = max(102.0, min(120.0, finite.max() + 2))
+        axes.set(xscale="log", xlim=(betas.min() / room, betas.max() * room), ylim=(low, top))
+        for ratio, line in zip(result.bnrs, values, strict=True):
             if np.isnan(line).all():
                 continue
+            colour = colours.of_bnr(ratio)
             axes.plot(result.betas, line, color=colour, linewidth=1.8)
             lines.append((f"{ratio:g}", line, colour))
             for one in measured:
                 if np.allclose(one.alphas, ratio * one.betas, rtol=1e-3, atol=1e-9):
                     value, error = 100 * getattr(one, field), 200 * getattr(one, field + "_se")
                     axes.errorbar(one.betas, value, error, fmt="o", color=colour, markersize=4.5, linewidth=1)
-                    below = one.betas[value < low]  # worse than to say nothing, and far off
-                    axes.plot(below, np.full(len(below), low + 2), "v", color=colour, markersize=6)
+                    for off, edge, marker in ((value < low, low + 2, "v"), (value > top, top - 2, "^")):
+                        axes.plot(one.betas[off], np.full(off.sum(), edge), marker, color=colour, markersize=6)
         _label_lines(axes, result.betas, lines)
         unit = "% of what is unknown of the image" if field == "deblurring" else "% of its energy"
         _style(axes, name, "noise level β, of pixels in ±1", unit)

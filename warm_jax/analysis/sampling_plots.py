@@ -1,23 +1,25 @@
 """Pictures of the analyses, by matplotlib's objects (`warm_jax[plot]`): no pyplot, so no state and no window.
 
-12 inches wide, to be saved at 100 dpi or more. The ratios are ordered, so their colours run along one map that rises in
-lightness and that the colour-blind can read, and each has a marker of its own.
+12 inches wide, to be saved at 100 dpi or more. A ratio has the colour that it has in every picture (`colours`), and
+among those of a figure a marker of its own.
 """
 
 import math
 import textwrap
 from typing import Any
 
-import matplotlib
 import matplotlib.backends.backend_agg
 import numpy as np
 import scipy.stats
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
+from warm_jax.analysis import colours
 from warm_jax.analysis.manifold import Manifold
 from warm_jax.analysis.sweep import Sweep
+from warm_jax.runtime import rounding
 
 _MARKERS = "osD^vP*X"
 _UNITS = {
@@ -40,10 +42,9 @@ def _figure(height: float) -> Figure:
     return figure
 
 
-def _styles(count: int) -> list[dict[str, Any]]:
-    """Colour and marker of each of `count` ordered things, dark to light; none so light that it fades on white."""
-    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, count))
-    return [{"color": tuple(colour), "marker": _MARKERS[i % len(_MARKERS)]} for i, colour in enumerate(colours)]
+def _styles(bnrs: np.ndarray) -> list[dict[str, Any]]:
+    """Colour and marker of each ratio."""
+    return [{"color": colours.of_bnr(bnr), "marker": _MARKERS[i % len(_MARKERS)]} for i, bnr in enumerate(bnrs)]
 
 
 def _spread(values: list[float], least: float) -> np.ndarray:
@@ -113,7 +114,7 @@ def _sentence(result: Manifold, row: int) -> str:
     for j in dict.fromkeys((0, len(result.nfe) - 1)):
         size, half = np.abs(result.average[row, :, j]), result.average_half[row, :, j]
         most, least = int(np.nanargmax(size)), int(np.nanargmin(size))
-        values = [f"{_number(result.average[row, i, j])} ± {_number(half[i])}" for i in range(len(half))]
+        values = [rounding.with_error(result.average[row, i, j], half[i]) for i in range(len(half))]
         if not np.any(size > wider * half):
             lines.append(f"at NFE {result.nfe[j]} no BNR is measurably off")
         elif len(size) == 1:
@@ -140,7 +141,7 @@ def manifold(result: Manifold) -> Figure:
     parts = figure.subfigures(2, 1, height_ratios=[len(shown), 1], hspace=0.03)
     grid = parts[0].subplots(len(shown), len(result.nfe), sharex=True, sharey="row", squeeze=False)
     below = parts[1].subplots(1, len(shown) + len(extra), squeeze=False)[0]
-    styles, named = _styles(len(result.bnrs)), []
+    styles, named = _styles(result.bnrs), []
     for row, measure in enumerate(shown):
         for column in range(len(result.nfe)):
             ends = _against_levels(grid[row, column], result, measure, column, styles)
@@ -184,18 +185,20 @@ def _against_levels(axes: Axes, result: Manifold, measure: int, column: int, sty
 def _against_nfe(axes: Axes, nfe: np.ndarray, mean: np.ndarray, half: np.ndarray, bnrs: np.ndarray) -> list:
     """Curves over NFE with error bars, one a BNR, side by side at each NFE; their ends."""
     ends = []
-    axes.set_xscale("log")
     known = np.nan_to_num(half)
-    if np.nanmin(mean - known) > 0:
-        axes.set_yscale("log")
-    else:
+    low, high = np.nanmin(mean - known), np.nanmax(mean + known)
+    if low <= 0:
         _scale(axes, mean, half)
-    for i, (bnr, style) in enumerate(zip(bnrs, _styles(len(bnrs)), strict=True)):
+    elif high > 5 * low:  # else a logarithmic axis has no power of ten to be labelled
+        axes.set_yscale("log")
+    room = max((nfe.max() / nfe.min()) ** 0.06, 1.1)  # of a single NFE too
+    axes.set(xscale="log", xlim=(nfe.min() / room, nfe.max() * room))
+    for i, (bnr, style) in enumerate(zip(bnrs, _styles(bnrs), strict=True)):
         x = nfe * 1.02 ** (i - (len(bnrs) - 1) / 2)
         axes.errorbar(x, mean[i], known[i], **style, markersize=4, linewidth=1.3, capsize=2)
         ends.append((x[-1], mean[i, -1], f"BNR {bnr:g}", style["color"]))
     axes.set_xticks(nfe, [str(n) for n in nfe])
-    axes.minorticks_off()
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("NFE (evaluations of the network)")
     axes.grid(alpha=0.25)
     return ends
@@ -221,7 +224,7 @@ def sweep(result: Sweep) -> Figure:
     image = left.imshow(result.mean, cmap="cividis", aspect="auto", origin="lower", norm=norm)
     for (i, j), value in np.ndenumerate(result.mean):
         half = result.half[i, j]
-        text = _number(value, 3) + (f"\n± {_number(half)}" if np.isfinite(half) and half > 0 else "")
+        text = rounding.with_error(value, half).replace(" ± ", "\n± ") if half > 0 else _number(value, 3)
         dark = image.norm(value) < 0.55
         left.text(j, i, text, ha="center", va="center", fontsize=10, color="white" if dark else "black")
     left.set_xticks(range(len(result.nfe)), [str(n) for n in result.nfe])

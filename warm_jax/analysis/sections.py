@@ -7,6 +7,7 @@ from warm_jax.analysis.blocks import figure, flat, pairs, plain, plates, table
 from warm_jax.analysis.charts import POINTS, Line, chart, number, shown, spark
 from warm_jax.analysis.contents import Contents, Picture
 from warm_jax.analysis.markup import Html, join, tag
+from warm_jax.runtime.rounding import with_error
 
 # What to look for in the figure of an analysis.
 _CAPTIONS = {
@@ -28,7 +29,7 @@ _NAMES = {
     "bnr": "BNR",
     "ema": "EMA σ_rel",
     "numbers": "seeds or numbers",
-    "spectrum": "spectral slope by k",
+    "spectrum": "spectral slope",
 }
 _FEW = 3  # evaluations that stand beside each other
 _AGAIN = """import json, pathlib, ml_collections
@@ -130,12 +131,12 @@ def _score_cells(row: dict) -> dict[str, str]:
     """Each score of a row in words: value ± its own spread, or minimum and mean ± standard deviation of rounds."""
     found = {}
     for name in score_names(row):
-        spread = number(row.get(f"{name}_std"))
-        found[name] = shown(number(row.get(name))) + (f" ± {spread:.2g}" if spread is not None else "")
+        value, spread = number(row.get(name)), number(row.get(f"{name}_std"))
+        found[name] = shown(value) if spread is None else with_error(value, spread)
     for name in [key.removesuffix("_std_of_rounds") for key in row if key.endswith("_std_of_rounds")]:
         low, mean, spread = (number(row.get(f"{name}_{part}")) for part in ("min", "mean", "std_of_rounds"))
         rounds = plain(row.get("rounds"))
-        found[name] = f"{shown(low)} (least of {rounds}; {shown(mean)} ± {shown(spread)})"
+        found[name] = f"{shown(low)} (least of {rounds}; {with_error(mean, spread)})"
     return found
 
 
@@ -218,9 +219,11 @@ def figures(contents: Contents) -> Html:
 def data(contents: Contents) -> Html:
     """Which images were seen, and what --mode=inspect found in them."""
     seen, found = contents.data, {key: one for key, one in contents.inspected.items() if contents.data.get(key) != one}
-    for key, part in (("duplicates", "images_too_many"), ("spectrum", "slopes")):
-        if isinstance(found.get(key), dict):
-            found[key] = found[key].get(part)
+    if isinstance(found.get("duplicates"), dict):
+        found["duplicates"] = found["duplicates"].get("images_too_many")
+    if isinstance(law := found.get("spectrum"), dict):  # `slopes`: of an older report, over two ranges
+        told = with_error(number(law.get("slope")), number(law.get("slope_error")))
+        found["spectrum"] = told if "slope" in law else law.get("slopes")
     told = {key: plain(value) for key, value in seen.items()}
     named = {_NAMES.get(key, key.replace("_", " ")): plain(value) for key, value in found.items()}
     titles = {"inspect/contact_sheet.png": "Images of the set.", "inspect/spectrum.png": "Their radial power spectrum."}

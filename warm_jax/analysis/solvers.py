@@ -29,6 +29,7 @@ from warm_jax.analysis import distances, manifold, sweep
 from warm_jax.diffusion import dct, oracle, process, sampler
 from warm_jax.diffusion.bnr import Power
 from warm_jax.diffusion.noise import GAUSSIAN, Noise
+from warm_jax.runtime import rounding
 
 NAMES = ("euler", "heun", "multistep", "multistep3", "ancestral", "stochastic")
 CHURN = sampler.Churn(S_churn=2.0, S_min=0.05, S_max=50.0)  # of "stochastic": γ = 0.2 to 0.7 of so few steps
@@ -245,7 +246,7 @@ def recommendation(ways: Sequence[Way], found: Table) -> list[str]:
         for budget in sorted({way.budget for way in ways}):
             first, near = best(ways, found, j, budget)
             way, half = ways[first], found.half[first, j]
-            said = f"{found.mean[first, j]:.3g}" + (f" ± {half:.2g}" if half > 0 else "")
+            said = rounding.with_error(found.mean[first, j], half)
             also = [f"{ways[i].solver} on the {ways[i].grid} grid" for i in near if ways[i].budget == way.budget]
             others = f"; as good: {', '.join(also)}" if also else ""
             chosen = {"solver": way.solver, "steps": way.steps, "beta_min": way.beta_min, "rho": way.rho}

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Float64, UInt8
 
 from warm_jax.diffusion import bnr, dct
 from warm_jax.diffusion.radial import Radial, Slope, radial, ring_means, rings, slope
-from warm_jax.runtime import pictures
+from warm_jax.runtime import pictures, rounding
 
 __all__ = [
     "LEVELS",
@@ -38,6 +38,7 @@ __all__ = [
     "radial",
     "recommended_bnr",
     "slope",
+    "slope_in_words",
     "spectra",
 ]
 
@@ -80,6 +81,21 @@ class Spectra(NamedTuple):
     scheduled: Float64[np.ndarray, " level"]  # BNR of `bnr.information_budget`
     recommended: np.ndarray  # largest constant BNR within the budget at all levels that matter, or inf
     binding: np.ndarray  # the level at which it spends the budget
+
+    @property
+    def law(self) -> Slope:
+        """The power law, from the fields that hold it."""
+        first, last = self.slope_bands.tolist()
+        values = (self.slope, self.slope_error, self.intercept, self.slope_misfit)
+        slope, error, intercept, misfit = (value.item() for value in values)
+        return Slope(slope, error, first, last, intercept, misfit)
+
+
+def slope_in_words(law: Slope) -> str:
+    """A slope with its error and the bands that it was fitted to; that there is none, where it is nan."""
+    if not math.isfinite(law.value):
+        return "too few bands for a slope"
+    return f"slope {rounding.with_error(law.value, law.standard_error)}, fitted to k = {law.first} to {law.last}"
 
 
 @jax.jit
@@ -195,8 +211,6 @@ def spectra(
       budget: Share of the information that blur may cost, in (0, 1).
       levels: The lowest and the highest noise level that matter; see above.
       covariance: `measure`'s, for standard errors.
-
-    The slope is fitted to the bands 1 … N / 2: the finest are shaped by cameras, resizing and compression.
     """
     check_power(power)
     if power.ravel()[1:].max(initial=0.0) == 0:
@@ -209,7 +223,7 @@ def spectra(
     if not 0 < low < high < math.inf:
         raise ValueError(f"the levels that matter must be 0 < lowest < highest, not {low} and {high}")
     (height, width), size, found = power.shape, max(power.shape), radial(power)
-    law = slope(power, 1, max(3, size // 2), covariance)
+    law = slope(power, covariance=covariance)
     error = np.full(len(found.k), np.nan) if covariance is None else np.sqrt(np.maximum(np.diag(covariance), 0))
     alphas = ratios[:, None] * betas
     left = np.exp(-np.square(alphas)[..., None, None] * dct.squared_frequencies(height, width))

@@ -3,6 +3,12 @@ r"""Radial spectra: DCT power by frequency alone, and the power law that it foll
 The frequency of the coefficient (k, l) is r = N √((k/H)² + (l/W)²), N = max(H, W): half waves over the longer side.
 Ring i = 0 … holds the coefficients whose r rounds to i. Rings 1 … N - 1 reach from axis to axis; beyond them are only
 corners, and ring 0 is the mean brightness.
+
+**The spectral slope** of a data set, wherever one is quoted, is `slope` of the mean DCT power of its channels over the
+bands 1 … N / 2. The range is a share of N, so that it means the same at every resolution, where k = 1 … 8 is a quarter
+of the spectrum at 32 pixels and a sixteenth at 128. It ends at N / 2 because the finest bands are shaped by cameras,
+resizing and compression, and fall faster than the scene does. The channels count alike, as the process corrupts them
+alike and `bnr.information_lost` counts them; luma would be another number.
 """
 
 from typing import NamedTuple
@@ -71,13 +77,15 @@ def slope(
 ) -> Slope:
     """The exponent of the power law nearest to the radial spectrum, least squares in ln power; photographs: about -2.
 
+    Without `first` and `last` *the* slope, as defined above.
+
     A ring is as wide as one step of frequency, and the mean of r^s over the lowest is not k^s (7 % off at k = 1, s =
     -2). So the bands are compared with the ring means of r^s: a pure power law is found exactly. Gauss-Newton.
 
     Args:
       power: The data's DCT power `[h, w]`.
       first: The first band, ≥ 1.
-      last: The last band; None: N - 1, the last whole ring.
+      last: The last band; None: N / 2, or 3 where that is less.
       covariance: Of the mean power of the bands 1 … N - 1 over the images that it was measured on; it gives the
         standard error.
 
@@ -85,7 +93,7 @@ def slope(
       All nan where fewer than 3 of the bands have power.
     """
     found = radial(power)
-    last = min(last or len(found.k), len(found.k))
+    last = min(last or max(3, max(power.shape) // 2), len(found.k))
     chosen = (found.k >= first) & (found.k <= last) & (found.power > 0)
     if chosen.sum() < 3:
         return Slope(np.nan, np.nan, first, last, np.nan, np.nan)

@@ -19,7 +19,7 @@ from warm_jax.diffusion import sampler
 from warm_jax.evaluation import evaluate, reference, shards
 from warm_jax.experiments import experiment
 from warm_jax.metrics import extract
-from warm_jax.runtime import log, pictures, preemption, workdirs
+from warm_jax.runtime import log, pictures, preemption, rounding, workdirs
 from warm_jax.sampling import runs
 from warm_jax.training import train
 
@@ -242,8 +242,7 @@ def _groups(run: Run) -> list[list[dict]]:
 
 
 def _mean(values: list[float]) -> str:
-    spread = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
-    return f"{np.mean(values):.4g}{spread}"
+    return rounding.with_error(np.mean(values), np.std(values, ddof=1) if len(values) > 1 else None)
 
 
 def table(run: Run) -> str:
@@ -276,5 +275,7 @@ def _report(run: Run) -> str:
         if path.exists():
             rows.append((f"{group[0]['system']}, {group[0]['solver']}, NFE {group[0]['nfe']}", np.load(path)))
     if rows:
-        pictures.save_png(run.workdir / "compare.png", pictures.labelled_rows(rows))
+        first, shown = run.jobs[0].config.eval.first, max(len(images) for _, images in rows)
+        heads = ["system, solver, evaluations", *(f"seed {first + i}" for i in range(shown))]
+        pictures.save_png(run.workdir / "compare.png", pictures.labelled_rows(rows, heads=heads))
     return text

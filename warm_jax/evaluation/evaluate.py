@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from warm_jax.evaluation import named_scores, reference, shards
 from warm_jax.experiments import experiment, posthoc_ema
 from warm_jax.metrics import extract, frechet, moments
-from warm_jax.runtime import log, pod, preemption, workdirs
+from warm_jax.runtime import log, pod, preemption, rounding, workdirs
 from warm_jax.sampling import runs
 
 PAPER_COUNT, PAPER_ROUNDS = 50_000, 3
@@ -125,7 +125,7 @@ def _all_rounds(run: shards.Run, against: reference.Reference | None, images: sh
         log.say(
             "\n".join(
                 f"{n}: minimum of {run.rounds} rounds {summary[f'{n}_min']:.4g}, "
-                f"mean {summary[f'{n}_mean']:.4g} ± {summary[f'{n}_std_of_rounds']:.2g}"
+                f"mean {rounding.with_error(summary[f'{n}_mean'], summary[f'{n}_std_of_rounds'])}"
                 for n in names
             )
         )

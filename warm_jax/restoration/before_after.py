@@ -1,4 +1,4 @@
-"""before_after.png: the middle of photographs, each beside some of its results."""
+"""before_after.png: the middle of photographs, each beside some of its results, with headings."""
 
 import pathlib
 
@@ -9,6 +9,7 @@ from warm_jax.restoration import photographs
 from warm_jax.runtime import pictures
 
 IMAGES, SIDE = 6, 256  # rows at most, and the most pixels of an image that are shown
+_NAME = 24  # characters of a file's name that are shown
 
 
 def cell(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "s s 3"]:
@@ -22,13 +23,26 @@ def cell(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "s s 3"]:
     return square
 
 
+def short(name: str) -> str:
+    """A file's name, without its middle where it is long."""
+    half = (_NAME - 2) // 2
+    return name if len(name) <= _NAME else f"{name[:half]}..{name[-half:]}"
+
+
 def write(path: pathlib.Path, rows: list[list[pathlib.Path]]) -> None:
-    """Writes a sheet of the first `IMAGES` rows of files, as many in each; without those that cannot be read."""
-    cells = []
+    """Writes a sheet of the first `IMAGES` rows of files, as many in each: a photograph, then its results.
+
+    Rows with a file that cannot be read are left out.
+    """
+    shown = []
     for files in rows[:IMAGES]:
         try:
-            cells += [[cell(photographs.stored(photographs.decode(photographs.load(f)).pixels, 8)) for f in files]]
+            cells = [cell(photographs.stored(photographs.decode(photographs.load(f)).pixels, 8)) for f in files]
         except (ValueError, OSError, MemoryError):  # gone or changed since it was restored
             continue
-    if cells:
-        pictures.save_png(path, pictures.grid(np.concatenate(cells), len(cells[0])))
+        shown.append((short(files[0].name), np.stack(cells)))
+    if shown:
+        results = len(shown[0][1]) - 1
+        made = ["restored"] if results == 1 else [f"restored, draw {i}" for i in range(results)]
+        heads = ["file", "as it was", *made]
+        pictures.save_png(path, pictures.labelled_rows(shown, SIDE, heads))

@@ -37,12 +37,16 @@ def labelled_rows(
 ) -> UInt8[np.ndarray, "gh gw c"]:
     """A row of images for each (label, images), the label at its left; images are `side` pixels high or a bit more.
 
-    `heads`: a text over the labels, and one over each column; of one or several lines, as many in each.
+    `heads`: a text over the labels, and one over each column; of one or several lines, as many in each. In the font's
+    Latin letters: it has no Greek ones.
     """
     scale = max(1, round(side / rows[0][1].shape[1]))
     strips = [grid(images.repeat(scale, 1).repeat(scale, 2), len(images)) for _, images in rows]
-    height, channels, left = strips[0].shape[0] + 6, strips[0].shape[2], 8 * max(len(label) for label, _ in rows) + 16
-    width, top = left + max(strip.shape[1] for strip in strips), 13 * (heads[0].count("\n") + 1) + 6 if heads else 0
+    height, channels, wide = strips[0].shape[0] + 6, strips[0].shape[2], rows[0][1].shape[2] * scale + 2
+    left = 8 * max(len(label) for label in (*(label for label, _ in rows), *(heads or [""])[0].splitlines())) + 16
+    size = 15 if wide > 120 else 11  # of the heads' letters
+    top = (size + 2) * (heads[0].count("\n") + 1) + 6 if heads else 0
+    width = left + max(strip.shape[1] for strip in strips)
     canvas = np.full((top + height * len(rows), width, channels), 255, np.uint8)
     for i, strip in enumerate(strips):
         canvas[top + i * height : top + i * height + strip.shape[0], left : left + strip.shape[1]] = strip
@@ -52,8 +56,8 @@ def labelled_rows(
         middle = top + i * height + height // 2
         draw.text((8, middle - 12), label, fill=black, font=ImageFont.load_default(15))
     for i, head in enumerate(heads or []):
-        x = left + (i - 1) * (rows[0][1].shape[2] * scale + 2) + 2 if i else 8
-        draw.multiline_text((x, 1), head, fill=black, font=ImageFont.load_default(11), spacing=2)
+        x = left + (i - 1) * wide + 2 if i else 8
+        draw.multiline_text((x, 1), head, fill=black, font=ImageFont.load_default(size), spacing=2)
     drawn = np.asarray(sheet)
     return drawn[..., None] if drawn.ndim == 2 else drawn
 

@@ -5,7 +5,7 @@ import pathlib
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import PyTree, UInt8
 
 from warm_jax.experiments import experiment
 from warm_jax.runtime import mesh, pictures, pod
@@ -26,6 +26,14 @@ class Preview:
         self.labels = np.arange(count) % self.classes if self.classes else None
         self.draw = batches.Sampler(exp, batch_size=count)
 
+    def sheet(self, images: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "gh gw c"]:
+        """The images in a grid; where a column is a class, with the classes' numbers above."""
+        if self.labels is None or self.columns != self.classes:
+            scale = pictures.scale_for_people(images)
+            return pictures.grid(images, self.columns).repeat(scale, 0).repeat(scale, 1)
+        rows = [("", images[start : start + self.columns]) for start in range(0, len(images), self.columns)]
+        return pictures.labelled_rows(rows, heads=["class", *map(str, range(self.classes))])
+
     def __call__(self, step: int, ema: PyTree) -> str:
         """Draws with the weights `ema` and writes the grid of step `step`; says where it is, or why there is none."""
         try:
@@ -39,7 +47,7 @@ class Preview:
         if jax.process_index() == 0:
             try:
                 self.folder.mkdir(exist_ok=True)
-                pictures.save_png(path, pictures.grid(images, self.columns), scale=pictures.scale_for_people(images))
+                pictures.save_png(path, self.sheet(images))
             except OSError as error:  # as of a full disk
                 return f"none: {error}"
         return str(path)
