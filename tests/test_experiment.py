@@ -9,6 +9,7 @@ from tiny import config
 from warm_jax.diffusion import bnr, loss
 from warm_jax.experiments import experiment, family
 from warm_jax.runtime import pictures, workdirs
+from warm_jax.training import preview
 
 
 def build(**changes):
@@ -86,6 +87,20 @@ def test_a_grid_has_each_image_in_its_place(tmp_path):
     pictures.save_png(tmp_path / "a.png", sheet)
     np.testing.assert_array_equal(pictures.load_png(tmp_path / "a.png"), sheet)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_preview_says_which_class_a_column_is():
+    """A column for each of three classes: a text above each, the images under them as they are; else a plain grid."""
+    images = np.random.RandomState(0).randint(0, 256, (6, 32, 32, 1)).astype(np.uint8)
+    sheet, large = preview.sheet(images, 3, 3), images.repeat(2, 1).repeat(2, 2)
+    left, top = 8 * len("class") + 16, 13 + 6
+    assert sheet.shape == (top + 2 * 70, left + 3 * 66 - 2, 1)
+    for i in range(6):
+        y, x = top + i // 3 * 70, left + i % 3 * 66
+        np.testing.assert_array_equal(sheet[y : y + 64, x : x + 64], large[i])
+        assert (sheet[:top, x : x + 64] < 128).any()
+    plain = preview.sheet(images, 3, 0)
+    np.testing.assert_array_equal(plain, pictures.grid(images, 3).repeat(2, 0).repeat(2, 1))
 
 
 def test_key_of_a_seed_does_not_depend_on_the_backend_or_the_process():

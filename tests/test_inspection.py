@@ -10,8 +10,9 @@ import pytest
 import scipy.fft
 from PIL import Image
 
-from warm_jax.analysis import inspection
+from warm_jax.analysis import inspection, spectra
 from warm_jax.data.sources import open_items
+from warm_jax.diffusion import radial
 
 
 def encode(pixels, **options):
@@ -44,7 +45,7 @@ def test_statistics(tmp_path, capsys):
     assert f"sigma_data to use {scaled.std():.4f}" in capsys.readouterr().out
 
 
-def test_spectrum_against_scipy_and_a_known_power_law(tmp_path):
+def test_spectrum_against_scipy_and_a_known_power_law(tmp_path, capsys):
     # Coefficients of variance k^-2 in scipy's DCT: an image whose spectrum is known.
     random, side = np.random.RandomState(1), 32
     radius = np.hypot(*np.indices((side, side)))
@@ -55,17 +56,53 @@ def test_spectrum_against_scipy_and_a_known_power_law(tmp_path):
     np.savez(tmp_path / "set.npz", images=images)
     items = open_items(f"npz:{tmp_path / 'set.npz'}")
     expected = (scipy.fft.dctn(images / 127.5 - 1, axes=(1, 2), norm="ortho") ** 2).mean(0)
-    np.testing.assert_allclose(inspection.spectrum(items, list(range(200)), side), expected, rtol=1e-4, atol=1e-8)
+    found = inspection.spectrum(items, list(range(200)), side)
+    np.testing.assert_allclose(found.power, expected, rtol=1e-4, atol=1e-8)
     report = run(items.spec, tmp_path / "out")
-    assert report["spectrum"]["slopes"]["1-8"] == pytest.approx(-2, abs=0.1)
+    law = report["spectrum"]
+    assert law["slope"] == pytest.approx(-2, abs=4 * law["slope_error"]) and law["slope_bands"] == [1, 16]
+    assert law["slope_error"] < 0.03 and (law["images"], law["side"]) == (200, 32)
+    assert f"spectrum          {law['told']}; spectrum.png" in capsys.readouterr().out
     lines = (tmp_path / "out" / "spectrum.csv").read_text().splitlines()
-    assert lines[0] == "frequency,power" and len(lines) == 32
+    assert lines[0] == "frequency,channel_power,standard_error" and len(lines) == 32
     for k in (1, 5, 31):
         ring = np.abs(radius - k) <= 0.5
         assert lines[k].split(",")[0] == str(k)
         assert float(lines[k].split(",")[1]) == pytest.approx(expected[ring].mean(), rel=1e-4)
     pytest.importorskip("matplotlib")
     assert Image.open(tmp_path / "out" / "spectrum.png").size == (720, 480)
+
+
+def test_inspect_and_the_analysis_quote_one_slope(tmp_path):
+    """Of colour images, whose luma has another: both are that of the channels' power, by scipy."""
+    images = np.random.RandomState(3).randint(0, 256, (40, 12, 12, 3)).astype(np.uint8)
+    images[..., 1:] = images[..., 1:].mean(axis=1, keepdims=True)  # of two channels only what varies along one axis
+    np.savez(tmp_path / "set.npz", images=images)
+    law = run(f"npz:{tmp_path / 'set.npz'}", tmp_path / "out")["spectrum"]
+    each = (scipy.fft.dctn(images / 127.5 - 1, axes=(1, 2), norm="ortho") ** 2).mean((0, -1))
+    measured = spectra.measure([images])
+    analysed = spectra.spectra(measured.power, (0.5,), (0.3,), covariance=measured.covariance)
+    assert law["slope"] == pytest.approx(analysed.slope, abs=1e-6)
+    assert law["slope"] == pytest.approx(radial.slope(each, 1, 6).value, abs=1e-4)
+    luma = (scipy.fft.dctn((images / 127.5 - 1) @ [0.299, 0.587, 0.114], axes=(1, 2), norm="ortho") ** 2).mean(0)
+    assert abs(law["slope"] - radial.slope(luma, 1, 6).value) > 0.05
+    assert law["told"] == spectra.slope_in_words(analysed.law)
+
+
+def test_pictures_stand_in_the_middle_of_their_cells(tmp_path):
+    """Of 40×20, 20×40 and 30×30 pixels, drawn without enlarging; the rest of each cell is white."""
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for i, (width, height) in enumerate(((40, 20), (20, 40), (30, 31))):
+            archive.writestr(f"{i}.png", encode(np.zeros((height, width, 3), np.uint8)))
+    run(f"zip:{tmp_path / 'set.zip'}", tmp_path / "out")
+    sheet = np.asarray(Image.open(tmp_path / "out" / "contact_sheet.png").convert("L"))
+    assert sheet.shape == (42, 420)
+    for i, (width, height) in enumerate(((40, 20), (20, 40), (39, 40))):  # 30×31 is enlarged to 40 pixels
+        rows, columns = np.nonzero(sheet[:, 42 * i : 42 * (i + 1)] < 128)
+        left, right, top, bottom = columns.min(), 41 - columns.max(), rows.min(), 41 - rows.max()
+        assert (np.ptp(columns) + 1, np.ptp(rows) + 1) == (width, height)
+        assert right - left in (0, 1) and bottom - top in (0, 1)
+    assert (sheet[:, 126:] == 255).all()
 
 
 def test_mixed_and_broken(tmp_path, monkeypatch, capsys):

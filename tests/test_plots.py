@@ -10,7 +10,9 @@ import pytest
 
 matplotlib = pytest.importorskip("matplotlib")
 
-from warm_jax.analysis import corruption, learning, plots, spectra  # noqa: E402
+from matplotlib.colors import same_color  # noqa: E402
+
+from warm_jax.analysis import colours, corruption, learning, plots, spectra  # noqa: E402
 from warm_jax.diffusion import radial  # noqa: E402
 
 SIDE = 16
@@ -93,11 +95,63 @@ def test_learning_with_measured_dots():
     np.testing.assert_array_equal(np.concatenate(triangles), [0.1])  # one dot far below the axes
 
 
+def colour_of(axes, x, y):
+    """The colours of the lines that are this one."""
+    pairs = [(line.get_color(), np.stack(line.get_data())) for line in axes.lines]
+    return {colour for colour, a in pairs if a.shape == (2, len(x)) and np.allclose(a, [x, y], equal_nan=True)}
+
+
+@pytest.mark.parametrize("bnrs", [(0, 0.5, 1, 2, 10), (0.25, 2), (2, 0.5)])
+def test_a_bnr_has_its_colour_whatever_stands_beside_it(bnrs):
+    s = spectra.spectra(POWER, bnrs, (0.1, 0.3, 1.0))
+    _, cutoff, lost, schedule = plots.spectra(s).axes
+    result = learning.learning(POWER, bnrs, BETAS)
+    curves = plots.learning(result).axes[0]
+    image = np.zeros((4, 4, 3), np.float32)
+    rows = plots.corruption(corruption.corruption(jax.random.key(0), image, (*bnrs, np.inf), (0.1,))).axes[0]
+    for i, bnr in enumerate(bnrs):
+        expected = {colours.of_bnr(bnr)}
+        assert colour_of(curves, BETAS, 100 * result.deblurring[i]) == expected
+        if bnr:
+            assert colour_of(cutoff, s.grid, s.blur_cutoff[i]) == colour_of(lost, s.grid, 100 * s.lost[i]) == expected
+        assert same_color(rows.get_yticklabels()[i].get_color(), colours.of_bnr(bnr))
+    assert same_color(rows.get_yticklabels()[-1].get_color(), colours.of_bnr(np.inf))
+    dotted = [line for line in schedule.lines if line.get_linestyle() == ":"]
+    assert [line.get_color() for line in dotted] == [colours.of_bnr(0.5)]  # the paper's BNR
+
+
+def test_dots_are_whole():
+    """A measured dot at the first level and at the last, and one beyond 100 %: none is cut off by the axes."""
+    result, values = learning.learning(dense.POWER, BNRS, BETAS), np.full(3, 0.25)
+    one = learning.Explained(**{name: values for name in learning.Explained._fields})
+    betas = np.array([BETAS[0], 1.0, BETAS[-1]])
+    one = one._replace(count=np.asarray(5), betas=betas, alphas=2 * betas, deblurring=np.array([1.1, 0.5, 9.0]))
+    figure = plots.learning(result, [one])
+    drawn(figure, 1200)
+    for axes in figure.axes:
+        box = axes.get_window_extent()
+        for line in axes.lines:
+            if line.get_marker() in ("o", "v", "^") and len(line.get_xdata()):
+                x, y = axes.transData.transform(np.stack(line.get_data(), 1)).T
+                radius = line.get_markersize() / 72 * figure.dpi / 2
+                assert x.min() - radius >= box.x0 and x.max() + radius <= box.x1
+                inside = y + radius <= box.y1
+                assert inside.all() or line.get_marker() == "o"
+    triangles = [line.get_xdata() for line in figure.axes[0].lines if line.get_marker() == "^"]
+    np.testing.assert_array_equal(np.concatenate(triangles), [BETAS[-1]])  # 900 %
+    assert figure.axes[0].get_ylim()[1] == 120
+
+
 def test_a_radial_spectrum_and_no_global_state():
     found = radial.radial(POWER)
-    figure = plots.radial_spectrum(found)
+    law = radial.slope(POWER)
+    figure = plots.radial_spectrum(found, law)
     drawn(figure, 720)
     assert shows(figure.axes[0], found.k, found.power)
+    assert figure.get_suptitle() == "Radial power spectrum: slope -2, fitted to k = 1 to 8"
+    fitted = lines(figure.axes[0])[-1]
+    np.testing.assert_allclose(fitted[1], np.exp(law.intercept) * np.arange(1, 9) ** law.value)
+    drawn(plots.radial_spectrum(radial.radial(np.ones((3, 3))), radial.slope(np.ones((3, 3)))), 720)
     assert "matplotlib.pyplot" not in sys.modules
 
 

@@ -38,6 +38,16 @@ def test_the_exponent_of_a_power_law_is_found_exactly(shape, exponent):
         assert abs(plain - exponent) > 0.02
 
 
+@pytest.mark.parametrize(("shape", "last"), [((32, 32), 16), ((28, 20), 14), ((5, 5), 3), ((8, 64), 32)])
+def test_the_slope_that_is_quoted_is_of_the_lower_half(shape, last):
+    """A power law up to N / 2 and anything above it: the exponent of the lower half, and the same as asked for."""
+    r = np.maximum(radius(*shape), 0.5)
+    power = np.where(r < last + 0.5, r**-1.7, 100.0)
+    found = radial.slope(power)
+    assert found.value == pytest.approx(-1.7, abs=1e-9) and (found.first, found.last) == (1, last)
+    assert found[:2] == pytest.approx(radial.slope(power, 1, last)[:2], nan_ok=True)
+
+
 def test_too_few_bands_have_no_slope():
     assert np.isnan(radial.slope(np.ones((3, 3))).value) and np.isnan(radial.slope(np.zeros((9, 9))).value)
     assert len(radial.radial(np.ones((1, 1))).k) == 0

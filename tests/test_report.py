@@ -127,7 +127,7 @@ def test_the_page_holds_what_the_workdir_holds(workdir):
     assert page.after("fd_cnn_1k") == "3.25"
     assert (page.after("≥ 2"), page.after("0.5 – 1")) == ("", "")  # a curve, then its last value
     assert page.cells[page.cells.index("0.5 – 1") + 2 :][:3:2] == ["0.25", "0.125"]
-    assert "0.5 ± 0.12" in page.cells and "too few images" in page.cells
+    assert "0.50 ± 0.12" in page.cells and "too few images" in page.cells
     assert page.after("warm") == "8.571 ± 0.31" and page.after("hot") == "8.707 ± 0.55" and "---" not in page.cells
     assert "ihdm, Heun: it predicts neither" in page.words
     assert "Its runs are workdirs of their own: warm-0." in page.words
@@ -384,7 +384,7 @@ def test_rounds_are_told_as_least_and_mean(tmp_path):
     row = {"protocol": "paper", "rounds": 3, **{f"fid50k_{part}": value for part, value in parts.items()}}
     (tmp_path / "results.jsonl").write_text(json.dumps({**row, "checkpoint_step": 7}) + "\n")
     page = Page(report.render(report.gather(tmp_path)))
-    assert page.after("fid50k") == "1.85 (least of 3; 1.9 ± 0.05)"
+    assert page.after("fid50k") == "1.85 (least of 3; 1.900 ± 0.050)"
 
 
 def test_scores_of_many_checkpoints_are_rows_and_a_curve(tmp_path):
@@ -404,7 +404,7 @@ def test_scores_of_many_checkpoints_are_rows_and_a_curve(tmp_path):
         "100",
         "1",
         "4",
-        "0.5 ± 0.12",
+        "0.50 ± 0.12",
     ]
     assert "checkpoint 200: fd_cnn_1k 2" in page.words and "checkpoint 800: fd_cnn_1k 0.5" in page.words
 

@@ -299,6 +299,7 @@ def run(monkeypatch, workdir, capsys):
 
 
 LEVELS = ("--blur=1", "--noise=25/255")
+HEADS = 23  # pixels of the headings of before_after.png
 
 
 def test_a_folder_from_the_command_line(run, pictures, tmp_path):
@@ -368,7 +369,7 @@ def test_draws_from_the_command_line(run, pictures, tmp_path):
     draws = [np.asarray(Image.open(out / f"b_{i}.png")).astype(int) for i in range(2)]
     assert draws[0].shape == (30, 64, 3) and np.abs(draws[0] - draws[1]).mean() > 1
     shown = np.asarray(Image.open(out / "before_after.png"))
-    assert shown.shape == (256, 3 * 256 + 4, 3)  # the image and two draws
+    assert shown.shape == (HEADS + 256 + 6, 8 * len("b.png") + 16 + 3 * 256 + 4, 3)  # the image and two draws
 
 
 def test_broken_images_do_not_stop_the_others(run, pictures, tmp_path):
@@ -413,7 +414,11 @@ def test_each_draw_becomes_a_file(copying, pictures, tmp_path, monkeypatch):
     for i, value in enumerate((0, 128, 255, 255)):
         np.testing.assert_array_equal(pixels(out / f"b_{i}.png"), np.full((30, 64, 3), value))
     shown = np.asarray(Image.open(out / "before_after.png"))
-    assert shown.shape == (256, 4 * 256 + 6, 3)  # the image and three draws
+    left = 8 * len("b.png") + 16
+    assert shown.shape == (HEADS + 256 + 6, left + 4 * 256 + 6, 3)  # the image and three draws
+    assert (shown[:HEADS] < 128).any(axis=(0, 2)).nonzero()[0].max() > left + 3 * 258  # a text above the last, too
+    assert (shown[HEADS:, :left] < 128).any()  # and the file's name at the left
+    shown = shown[HEADS:, left:]
     before = Image.open(pictures / "b.png").resize((256, 120), 0)
     np.testing.assert_array_equal(shown[68:188, :256], np.asarray(before))
     assert shown[128, 300:1000:258].tolist() == [[0] * 3, [128] * 3, [255] * 3]
@@ -460,9 +465,15 @@ def test_a_sheet_of_what_can_be_read(pictures):
     assert not (pictures / "sheet.png").exists()
     before_after.write(pictures / "sheet.png", [*rows, [pictures / "b.png", pictures / "c.png"]])
     found = np.asarray(Image.open(pictures / "sheet.png"))
-    assert found.shape == (256, 514, 3)  # c.png, of 28×20 pixels, is grey, and 9 times as large
+    found = found[HEADS:, 8 * len("b.png") + 16 :]
+    assert found.shape == (256 + 6, 514, 3)  # c.png, of 28×20 pixels, is grey, and 9 times as large
     grey = np.asarray(Image.open(pictures / "c.png").resize((252, 180), 0))
     np.testing.assert_array_equal(found[38:218, 260:512], np.stack([grey] * 3, 2))
+
+
+def test_a_long_name_is_shortened_in_its_middle():
+    assert before_after.short("a.png") == "a.png" and before_after.short("x" * 24) == "x" * 24
+    assert before_after.short("IMG_20240102_panorama_of_the_valley.jpeg") == "IMG_2024010..valley.jpeg"
 
 
 @pytest.mark.parametrize("error", [OSError("no space left on device"), KeyboardInterrupt()])

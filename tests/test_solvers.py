@@ -93,7 +93,7 @@ def test_the_best_and_what_cannot_be_told_from_it():
     assert solvers.best(WAYS, FOUND, 0, 9) == (6, [3])  # 3.0 ± 0.15, and 3.2 ± 0.15 meets it
     five, nine = solvers.recommendation(WAYS, FOUND)
     assert five.startswith("BNR 0.5, NFE ≤ 5: sample.solver=multistep sample.steps=5 sample.beta_min=0.05")
-    assert "fd 3 ± 0.15" in nine and nine.endswith("as good: euler on the fitted grid)")
+    assert "fd 3.00 ± 0.15" in nine and nine.endswith("as good: euler on the fitted grid)")
 
 
 def test_the_picture_shows_the_tables():

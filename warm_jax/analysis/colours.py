@@ -23,7 +23,7 @@ _RAMP = (
 _NOISE_ALONE, _BLUR_ALONE = "#000000", "#B01046"
 
 
-def of_bnr(bnr: float) -> str:
+def of_bnr(bnr: float | int) -> str:
     """The colour of a BNR from 0 to ∞, as "#RRGGBB"; ValueError for one that is negative or not a number."""
     if not bnr >= 0:
         raise ValueError(f"a blur-to-noise ratio is at least 0, not {bnr}")

@@ -106,22 +106,23 @@ def _scale(axes: Axes, values: np.ndarray, half: np.ndarray) -> None:
 def _sentence(result: Manifold, row: int) -> str:
     """What is seen at the fewest and the most evaluations, from the averages over ln β of one measure.
 
-    Of five exact BNRs one would seem off once in four pictures: to ask whether any is, the intervals are widened for
-    their number (Bonferroni).
+    Of five exact BNRs one would seem off once in four pictures: to ask which are, the intervals are widened for their
+    number (Bonferroni). The one that is named as most off is one of them, however large an unsure value beside it is.
     """
     name, lines, freedom = str(result.measures[row]), [], len(result.seeds) - 1
     wider = scipy.stats.t.ppf(1 - 0.025 / len(result.bnrs), freedom) / scipy.stats.t.ppf(0.975, freedom)
     for j in dict.fromkeys((0, len(result.nfe) - 1)):
         size, half = np.abs(result.average[row, :, j]), result.average_half[row, :, j]
-        most, least = int(np.nanargmax(size)), int(np.nanargmin(size))
+        off = size > wider * half
+        most, least = int(np.nanargmax(np.where(off, size, 0))), int(np.nanargmin(size))
         values = [rounding.with_error(result.average[row, i, j], half[i]) for i in range(len(half))]
-        if not np.any(size > wider * half):
+        if not off.any():
             lines.append(f"at NFE {result.nfe[j]} no BNR is measurably off")
         elif len(size) == 1:
             lines.append(f"at NFE {result.nfe[j]} BNR {result.bnrs[0]:g} is off ({name} {values[0]})")
         else:
-            off = f"at NFE {result.nfe[j]} BNR {result.bnrs[most]:g} is most off ({name} {values[most]})"
-            lines.append(f"{off}, BNR {result.bnrs[least]:g} least ({values[least]})")
+            first = f"at NFE {result.nfe[j]} BNR {result.bnrs[most]:g} is most off ({name} {values[most]})"
+            lines.append(f"{first}, BNR {result.bnrs[least]:g} least ({values[least]})")
     sentence = "; ".join(lines)
     return f"{sentence[0].upper()}{sentence[1:]}."
 
@@ -137,7 +138,9 @@ def manifold(result: Manifold) -> Figure:
     shown = density or rows
     extra = [i for i in rows if i not in shown]
     figure = _figure(3.1 * (len(shown) + 1) + 0.5)
-    figure.suptitle(textwrap.fill(_sentence(result, rows[0] if density else rows[-1]), 120), fontsize=12)
+    sentence = _sentence(result, rows[0] if density else rows[-1])
+    lines = -(-len(sentence) // 110)
+    figure.suptitle(textwrap.fill(sentence, len(sentence) // lines + 12), fontsize=12)  # lines of about one length
     parts = figure.subfigures(2, 1, height_ratios=[len(shown), 1], hspace=0.03)
     grid = parts[0].subplots(len(shown), len(result.nfe), sharex=True, sharey="row", squeeze=False)
     below = parts[1].subplots(1, len(shown) + len(extra), squeeze=False)[0]

@@ -6,7 +6,7 @@ _PLAIN = (1e-4, 1e6)  # sizes that are written without an exponent
 _MOST_DIGITS = 8  # of a value, however small its error
 
 
-def with_error(value: float | None, error: float | None) -> str:
+def with_error(value: float | int | None, error: float | int | None) -> str:
     """`value` ± `error`: two significant digits of the error, and the value to the same decimal place.
 
     `8.571, 0.31` becomes "8.57 ± 0.31", `0.918, 10.3` becomes "1 ± 10", `12346, 678` becomes "12350 ± 680". Very large

@@ -14,6 +14,15 @@ from warm_jax.sampling import batches
 _IMAGES = 64
 
 
+def sheet(images: UInt8[np.ndarray, "n h w c"], columns: int, classes: int) -> UInt8[np.ndarray, "gh gw c"]:
+    """The images in a grid; where a column is a class, with the classes' numbers above."""
+    if columns != classes:
+        scale = pictures.scale_for_people(images)
+        return pictures.grid(images, columns).repeat(scale, 0).repeat(scale, 1)
+    rows = [("", images[start : start + columns]) for start in range(0, len(images), columns)]
+    return pictures.labelled_rows(rows, heads=["class", *map(str, range(classes))])
+
+
 class Preview:
     """Samples while training: one compilation, the same noise and classes every time, a PNG a step in `grids/`."""
 
@@ -25,14 +34,6 @@ class Preview:
         self.seeds = np.arange(count)
         self.labels = np.arange(count) % self.classes if self.classes else None
         self.draw = batches.Sampler(exp, batch_size=count)
-
-    def sheet(self, images: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "gh gw c"]:
-        """The images in a grid; where a column is a class, with the classes' numbers above."""
-        if self.labels is None or self.columns != self.classes:
-            scale = pictures.scale_for_people(images)
-            return pictures.grid(images, self.columns).repeat(scale, 0).repeat(scale, 1)
-        rows = [("", images[start : start + self.columns]) for start in range(0, len(images), self.columns)]
-        return pictures.labelled_rows(rows, heads=["class", *map(str, range(self.classes))])
 
     def __call__(self, step: int, ema: PyTree) -> str:
         """Draws with the weights `ema` and writes the grid of step `step`; says where it is, or why there is none."""
@@ -47,7 +48,7 @@ class Preview:
         if jax.process_index() == 0:
             try:
                 self.folder.mkdir(exist_ok=True)
-                pictures.save_png(path, self.sheet(images))
+                pictures.save_png(path, sheet(images, self.columns, self.classes))
             except OSError as error:  # as of a full disk
                 return f"none: {error}"
         return str(path)
