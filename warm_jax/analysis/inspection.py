@@ -147,7 +147,7 @@ def contact_sheet(items: Items, good: list[int], labels: list[int]) -> Image.Ima
     pictures = [[decoding.open_picture(items.get(i)[0], items.name(i)).convert("RGB") for i in row] for row in rows]
     largest = max(max(picture.size) for row in pictures for picture in row)
     cell = min(128, largest * max(1, 64 // largest))
-    sheet = Image.new("RGB", (10 * (cell + 2), len(rows) * (cell + 2)), "white")
+    sheet = Image.new("RGB", (max(map(len, rows)) * (cell + 2), len(rows) * (cell + 2)), "white")
     for y, row in enumerate(pictures):
         for x, picture in enumerate(row):
             scale = cell / max(picture.size)

@@ -281,7 +281,7 @@ def learning(result: Learning, measured: Sequence[Explained] = ()) -> Figure:
         dots = [100 * getattr(one, field) for one in measured]
         finite = np.concatenate([values.ravel(), *dots])
         finite = finite[np.isfinite(finite)]
-        low = min(0.0, max(-20.0, finite.min() - 2)) if field != "blurred_explained" else max(0.0, finite.min() - 5)
+        low = max(-2.0, finite.min() - 5) if field == "blurred_explained" else max(-20.0, min(0.0, finite.min()) - 2)
         top = max(102.0, min(120.0, finite.max() + 2))
         axes.set(xscale="log", xlim=(betas.min() / room, betas.max() * room), ylim=(low, top))
         for ratio, line in zip(result.bnrs, values, strict=True):
