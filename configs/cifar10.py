@@ -18,9 +18,9 @@ Duration of EDM's family: 200 million images, 390,625 steps of 512; EDM's author
 accelerator hours. ddpm and blurring: 800,000 steps of 128, half of that; ihdm: 1.3 million steps of 128.
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
-from configs import analysis, systems
+from configs import analysis, sampling, systems
 
 
 def get_config(system: str = "warm") -> ConfigDict:
@@ -89,24 +89,7 @@ def recipe(system: str) -> ConfigDict:
     mesh = config.mesh = ConfigDict()
     mesh.fsdp = 1  # devices that share one copy of the parameters, their EMA and Adam's state; 1: each has all
 
-    sample = config.sample = ConfigDict()
-    sample.solver = "heun"  # or euler, multistep, multistep3, stochastic, ancestral: docs/solvers.md
-    sample.steps = 18  # 35 evaluations
-    sample.beta_min = config_dict.placeholder(float)  # lowest noise level of the grid; unset: process.beta_min
-    sample.rho = config_dict.placeholder(float)  # of the grid; unset: process.rho
-    sample.batch_size = 256
-    sample.bnr = config_dict.placeholder(float)  # unset: as trained; an amortised model can be sampled at any
-    sample.schedule = config_dict.placeholder(str)  # of an amortised model: "constant" or "information_budget"
-    sample.class_label = config_dict.placeholder(int)  # unset: each seed draws its own
-    sample.guidance = 1.0  # weight of guidance, by the same model told no class or by sample.guide; 1: none
-    sample.guide = ""  # workdir of a weaker model that guides this one
-    sample.guide_checkpoint = -1  # the step of its checkpoint; -1: the latest
-    sample.clip = False  # bring x̂0 into [-1, 1] at each step
-    sample.S_churn = 0.0  # noise that solver "stochastic" adds, EDM's names
-    sample.S_min = 0.0
-    sample.S_max = 1e6
-    sample.S_noise = 1.0
-    sample.delta = 1.25  # noise that solver "perturb" adds, in units of the process's
+    config.sample = sampling.defaults(steps=18, batch_size=256)  # 35 evaluations
 
     evaluation = config.eval = ConfigDict()
     evaluation.extractor = "inception"  # "inception" (FID), "efficientnet" or "fashion_cnn"
