@@ -26,11 +26,11 @@ SIGMA_DATA = 0.5
 
 
 def photograph() -> np.ndarray:
-    """`[SIDE, SIDE, 3]` on [-1, 1]; ImportError, with the remedy, without scikit-image."""
+    """`[SIDE, SIDE, 3]` on [-1, 1]; without scikit-image the program ends with the remedy."""
     try:
         from skimage import data
-    except ImportError as error:
-        raise ImportError("the photograph comes from scikit-image: pip install scikit-image") from error
+    except ImportError:
+        raise SystemExit("error: the photograph comes from scikit-image: pip install scikit-image") from None
     face = Image.fromarray(data.astronaut()).crop((96, 0, 352, 256))
     return np.asarray(face.resize((SIDE, SIDE), Image.Resampling.BOX), np.float32) / 127.5 - 1
 

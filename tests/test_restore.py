@@ -474,6 +474,7 @@ def test_a_sheet_of_what_can_be_read(pictures):
 def test_a_long_name_is_shortened_in_its_middle():
     assert before_after.short("a.png") == "a.png" and before_after.short("x" * 24) == "x" * 24
     assert before_after.short("IMG_20240102_panorama_of_the_valley.jpeg") == "IMG_2024010..valley.jpeg"
+    assert before_after.short("br\udce9.png") == "br?.png"  # a byte of the disk's that is no UTF-8
 
 
 @pytest.mark.parametrize("error", [OSError("no space left on device"), KeyboardInterrupt()])

@@ -222,8 +222,7 @@ def data(contents: Contents) -> Html:
     if isinstance(found.get("duplicates"), dict):
         found["duplicates"] = found["duplicates"].get("images_too_many")
     if isinstance(law := found.get("spectrum"), dict):  # `slopes`: of an older report, over two ranges
-        told = with_error(number(law.get("slope")), number(law.get("slope_error")))
-        found["spectrum"] = told if "slope" in law else law.get("slopes")
+        found["spectrum"] = law.get("told", law.get("slopes"))
     told = {key: plain(value) for key, value in seen.items()}
     named = {_NAMES.get(key, key.replace("_", " ")): plain(value) for key, value in found.items()}
     titles = {"inspect/contact_sheet.png": "Images of the set.", "inspect/spectrum.png": "Their radial power spectrum."}

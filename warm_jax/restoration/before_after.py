@@ -24,8 +24,8 @@ def cell(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "s s 3"]:
 
 
 def short(name: str) -> str:
-    """A file's name, without its middle where it is long."""
-    half = (_NAME - 2) // 2
+    """A file's name, without its middle where it is long, and with ? for what is no text."""
+    name, half = name.encode(errors="replace").decode(), (_NAME - 2) // 2
     return name if len(name) <= _NAME else f"{name[:half]}..{name[-half:]}"
 
 

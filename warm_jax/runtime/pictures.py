@@ -43,7 +43,8 @@ def labelled_rows(
     scale = max(1, round(side / rows[0][1].shape[1]))
     strips = [grid(images.repeat(scale, 1).repeat(scale, 2), len(images)) for _, images in rows]
     height, channels, wide = strips[0].shape[0] + 6, strips[0].shape[2], rows[0][1].shape[2] * scale + 2
-    left = 8 * max(len(label) for label in (*(label for label, _ in rows), *(heads or [""])[0].splitlines())) + 16
+    font, labels = ImageFont.load_default(15), [*(label for label, _ in rows), *(heads or [""])[0].splitlines()]
+    left = 16 + max(max(8 * len(label), math.ceil(font.getlength(label))) for label in labels)
     size = 15 if wide > 120 else 11  # of the heads' letters
     top = (size + 2) * (heads[0].count("\n") + 1) + 6 if heads else 0
     width = left + max(strip.shape[1] for strip in strips)
@@ -54,7 +55,7 @@ def labelled_rows(
     draw, black = ImageDraw.Draw(sheet), (0,) * channels if channels > 1 else 0
     for i, (label, _) in enumerate(rows):
         middle = top + i * height + height // 2
-        draw.text((8, middle - 12), label, fill=black, font=ImageFont.load_default(15))
+        draw.text((8, middle - 12), label, fill=black, font=font)
     for i, head in enumerate(heads or []):
         x = left + (i - 1) * wide + 2 if i else 8
         draw.multiline_text((x, 1), head, fill=black, font=ImageFont.load_default(size), spacing=2)
