@@ -387,6 +387,23 @@ def test_rounds_are_told_as_least_and_mean(tmp_path):
     assert page.after("fid50k") == "1.85 (least of 3; 1.900 ± 0.050)"
 
 
+@pytest.mark.parametrize(
+    ("spectrum", "shown"),
+    [
+        (
+            {"slope": -2.26, "slope_error": 0.004, "told": "slope -2.2600 ± 0.0040, fitted to k = 1 to 16"},
+            "slope -2.2600 ± 0.0040",
+        ),
+        ({"slopes": {"1-8": -1.97, "all": -2.7}}, "1-8: -1.97, all: -2.7"),  # as written before there was one
+    ],
+)
+def test_the_slope_of_an_inspection_new_or_old(tmp_path, spectrum, shown):
+    (tmp_path / "inspect").mkdir()
+    (tmp_path / "inspect" / "report.json").write_text(json.dumps({"source": "bundled", "spectrum": spectrum}))
+    page = Page(report.render(report.gather(tmp_path)))
+    assert page.after("spectral slope").startswith(shown)
+
+
 def test_scores_of_many_checkpoints_are_rows_and_a_curve(tmp_path):
     rows = [
         {**ROW, "checkpoint_step": step, "fd_cnn_1k": 400 / step, "bnr": bnr}

@@ -106,17 +106,16 @@ def _scale(axes: Axes, values: np.ndarray, half: np.ndarray) -> None:
 def _sentence(result: Manifold, row: int) -> str:
     """What is seen at the fewest and the most evaluations, from the averages over ln β of one measure.
 
-    Of five exact BNRs one would seem off once in four pictures: to ask which are, the intervals are widened for their
-    number (Bonferroni). The one that is named as most off is one of them, however large an unsure value beside it is.
+    Of five exact BNRs one would seem off once in four pictures: to ask whether any is, the intervals are widened for
+    their number (Bonferroni). Most off is then the largest whose own interval does not hold 0.
     """
     name, lines, freedom = str(result.measures[row]), [], len(result.seeds) - 1
     wider = scipy.stats.t.ppf(1 - 0.025 / len(result.bnrs), freedom) / scipy.stats.t.ppf(0.975, freedom)
     for j in dict.fromkeys((0, len(result.nfe) - 1)):
         size, half = np.abs(result.average[row, :, j]), result.average_half[row, :, j]
-        off = size > wider * half
-        most, least = int(np.nanargmax(np.where(off, size, 0))), int(np.nanargmin(size))
+        most, least = int(np.nanargmax(np.where(size > half, size, 0))), int(np.nanargmin(size))
         values = [rounding.with_error(result.average[row, i, j], half[i]) for i in range(len(half))]
-        if not off.any():
+        if not np.any(size > wider * half):
             lines.append(f"at NFE {result.nfe[j]} no BNR is measurably off")
         elif len(size) == 1:
             lines.append(f"at NFE {result.nfe[j]} BNR {result.bnrs[0]:g} is off ({name} {values[0]})")
