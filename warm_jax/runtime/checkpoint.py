@@ -14,8 +14,17 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from jaxtyping import PyTree
+from orbax.checkpoint import checkpoint_managers, handlers
 
 ITEMS = ("train", "ema", "averages")
+
+
+def _kept(last: int | None, every: int) -> checkpoint_managers.AnyPreservationPolicy:
+    """The newest `last` (None: all), and those at multiples of `every` (0: none)."""
+    policies = [checkpoint_managers.LatestN(last)]
+    if every:
+        policies.append(checkpoint_managers.EveryNSteps(every))
+    return checkpoint_managers.AnyPreservationPolicy(policies)
 
 
 class Checkpoints:
@@ -33,20 +42,22 @@ class Checkpoints:
         me, together = jax.process_index(), set(range(jax.process_count()))
         if writable:
             folder.mkdir(parents=True, exist_ok=True)
+        # Named, so that Orbax waits by the coordinator, with a time-out, and not by a collective of all devices.
+        processes = ocp.options.MultiprocessingOptions(
+            primary_host=0 if writable else me,
+            active_processes=together if writable else {me},
+            # Of the folder too: two of them may save the same step.
+            barrier_sync_key_prefix=f"all_{folder.name}" if writable else f"only_{me}",
+        )
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep_last,
-            keep_period=keep_every or None,
+            preservation_policy=_kept(keep_last, keep_every),
             create=False,
             cleanup_tmp_directories=writable,
-            # Named, so that Orbax waits by the coordinator, with a time-out, and not by a collective of all devices.
-            multiprocessing_options=ocp.options.MultiprocessingOptions(
-                primary_host=0 if writable else me,
-                active_processes=together if writable else {me},
-                # Of the folder too: two of them may save the same step.
-                barrier_sync_key_prefix=f"all_{folder.name}" if writable else f"only_{me}",
-            ),
+            multiprocessing_options=processes,
         )
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_names=ITEMS)
+        readers = {name: ocp.StandardCheckpointHandler(multiprocessing_options=processes) for name in ITEMS}
+        registry = handlers.create_default_handler_registry(**readers)
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options, handler_registry=registry)
 
     def steps(self) -> list[int]:
         """The steps of the whole checkpoints, newest first; waits for what is being saved."""
