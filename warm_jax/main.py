@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 import os
 import pathlib
 import sys
@@ -14,10 +15,10 @@ from ml_collections import ConfigDict
 
 from warm_jax.cli import flags, modes
 from warm_jax.data import buckets
-from warm_jax.runtime import pod, preemption, rollcall
+from warm_jax.runtime import host, pod, preemption, rollcall
 
 absl_flags.adopt_module_key_flags(flags)  # --help is of them
-CACHE = "~/.cache/warm_jax/xla"  # of compiled programs, where JAX is not told of another
+CACHE = host.CACHE
 
 
 def main(argv: list[str]) -> int:
@@ -29,8 +30,7 @@ def main(argv: list[str]) -> int:
         return _doctor()
     import jax
 
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(CACHE))
+    host.keep_programs()
     if flags.MODE.value == "preflight":  # its compilers have processes of their own: an accelerator here is left alone
         jax.config.update("jax_platforms", "cpu")
     try:
@@ -110,20 +110,12 @@ def _facts(config: ConfigDict | None) -> dict[str, object]:
 
 
 def share_cores(config: ConfigDict | None, processes: int = 1) -> None:
-    """On a CPU, as many devices as cores (at most 8) that divide the batch; accelerators are not touched.
-
-    XLA runs most operations of a small network on one core. Devices that share the batch keep the others busy: 1.4
-    times the speed on two cores. `XLA_FLAGS=--xla_force_host_platform_device_count=N` overrides it.
-    """
-    import jax
-
-    if config is None or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        return
-    cores = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    parts = max(1, config.train.accumulation) * processes
-    fitting = [n for n in range(1, cores + 1) if config.train.batch_size % (n * parts) == 0]
-    whole = [n for n in fitting if n * processes % max(1, config.mesh.fsdp) == 0] if "mesh" in config else []
-    jax.config.update("jax_num_cpu_devices", max(whole or fitting, default=1))
+    """On a CPU, as many devices as cores (at most 8) that divide the batch: `host.share_cores`, of a config."""
+    if config is not None:
+        batch = config.train.batch_size or host.CPU_BATCH  # unset: what is chosen for a CPU
+        parts = max(1, config.train.accumulation or 1) * processes
+        group = max(1, config.mesh.fsdp) if "mesh" in config else 1
+        host.share_cores(batch, parts, group // math.gcd(processes, group))
 
 
 def _run(mode: str, config: ConfigDict | None, workdir: str) -> int:

@@ -30,6 +30,20 @@ def _inspect(config: ConfigDict | None, workdir: pathlib.Path) -> Callable[[], i
     return lambda: inspection.run(images, flags.path(flags.OUT) or str(workdir / "inspect"))
 
 
+def _settle(mode: str, config: ConfigDict, workdir: pathlib.Path, quiet: bool = False) -> None:
+    """Fetches what `data.download` asks for, and fills in what the config leaves to the images and the machine."""
+    from warm_jax.accelerators import topology
+    from warm_jax.experiments import automatic
+
+    machine = None  # this one
+    if mode == "preflight":
+        target = topology.parse(flags.TOPOLOGY.value)[0]
+        machine = automatic.Machine(
+            target.chip.platform, target.devices, int(target.chip.usable * (target.chip.memory or 0))
+        )
+    automatic.settle(config, workdir, machine, quiet)
+
+
 def _convert(config: ConfigDict | None) -> Callable[[], int]:
     from warm_jax.convert import export, from_edm
     from warm_jax.evaluation import reference
@@ -56,6 +70,8 @@ def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Call
         return _prepare_images(config)
     if mode == "inspect":
         return _inspect(config, workdir)
+    if mode not in ("convert", "compare"):  # compare has many configs
+        _settle(mode, config, workdir)
     if mode == "train":
         from warm_jax.training import train
 
@@ -87,7 +103,12 @@ def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Call
     if mode == "compare":
         from warm_jax.evaluation import compare
 
-        comparison = compare.prepare(flags.config_of, workdir)
+        def made(system: str) -> ConfigDict:
+            found = flags.config_of(system)
+            _settle(mode, found, workdir, quiet=system != "warm")
+            return found
+
+        comparison = compare.prepare(made, workdir)
         return lambda: compare.compare(comparison)
     if mode == "analyze":
         from warm_jax.analysis import analyze

@@ -43,10 +43,11 @@ def of_config(config: ConfigDict, here: facts.Folder) -> Iterator[judge.Finding]
     import jax
 
     from warm_jax.evaluation import reference
-    from warm_jax.experiments import experiment
+    from warm_jax.experiments import automatic, experiment
     from warm_jax.training import step
 
     try:
+        automatic.settle(config, pathlib.Path(here.path), quiet=True)
         exp = experiment.for_training(experiment.build(config))
         experiment.check_batch(config, jax.local_device_count())
         yield judge.Finding(judge.OK, "config", f"batch {config.train.batch_size} on {exp.mesh.size} device(s)")

@@ -119,6 +119,9 @@ def _number(value: float | int) -> str:
 
 def check_values(config: ConfigDict) -> None:
     """Raises ValueError, naming key, value and limit, for a number or a choice out of range."""
+    for key in (*_RANGES, *_CHOICES, *_INTEGERS, "data.image_size"):
+        if lookup(config, key) is None:
+            raise ValueError(f"{key} is unset; give it with --config.{key}=VALUE")
     for key, (least, most) in _RANGES.items():
         if not least <= lookup(config, key) <= most:  # also refuses nan
             raise ValueError(f"{key} is {lookup(config, key)}; it must be from {_number(least)} to {_number(most)}")
