@@ -40,7 +40,7 @@ class Images(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """The devices that train: their platform (cpu, gpu, tpu), their number, and bytes of memory of each (0: unknown)."""
+    """The devices that train: platform (cpu, gpu, tpu), number, and bytes of memory of each (0: unknown)."""
 
     platform: str
     devices: int
