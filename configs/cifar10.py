@@ -1,6 +1,6 @@
 """CIFAR-10 at 32×32, unconditional: the paper's main experiment, EDM's DDPM++ recipe with blur and noise at BNR 0.5.
 
-    curl --create-dirs -o data/cifar-10-binary.tar.gz https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz
+    python -m warm_jax.main --config=configs/cifar10.py --config.data.download=True     # fetches CIFAR-10 first
     python -m warm_jax.main --config=configs/cifar10.py        # warm, BNR 0.5
     python -m warm_jax.main --config=configs/cifar10.py:hot    # EDM; systems.py has all names
 
@@ -36,8 +36,10 @@ def recipe(system: str) -> ConfigDict:
     data = config.data = ConfigDict()
     data.source = "cifar10:data/cifar-10-binary.tar.gz"  # or what --mode=prepare made of it, or EDM's zip
     data.instructions = (  # shown where the source is missing
-        "curl --create-dirs -o data/cifar-10-binary.tar.gz https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+        "add --config.data.download=True, or curl --create-dirs -o data/cifar-10-binary.tar.gz "
+        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
     )
+    data.download = False  # True: fetch CIFAR-10 (170 MB) to where a cifar10: source names it
     data.image_size = 32
     data.channels = 3
     data.num_classes = 0  # 10: class-conditional

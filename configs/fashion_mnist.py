@@ -21,6 +21,7 @@ def get_config(system: str = "warm") -> ConfigDict:
     data = config.data = ConfigDict()
     data.source = "bundled"
     data.instructions = ""  # how to get the data, shown where the source is missing
+    data.download = False  # True: fetch CIFAR-10 (170 MB) to where a cifar10: source names it
     data.image_size = 28
     data.channels = 1
     data.num_classes = 10  # 0: ignore the classes

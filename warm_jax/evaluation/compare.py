@@ -114,7 +114,7 @@ def _key(config: ConfigDict) -> str:
     parts.pop("compare")
     parts.pop("mesh")
     parts.pop("analysis", None)
-    for section, key in (("sample", "beta_min"), ("sample", "rho"), ("train", "posthoc_ema")):
+    for section, key in (("sample", "beta_min"), ("sample", "rho"), ("train", "posthoc_ema"), ("data", "download")):
         if not parts[section].get(key):  # unset, as before there was such a key
             parts[section].pop(key, None)
     if "posthoc_ema" not in parts["train"]:

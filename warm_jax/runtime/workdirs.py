@@ -21,7 +21,8 @@ RUN_KEYS = (
     *("train.batch_size", "train.accumulation", "train.ema_halflife_images", "train.clip_norm"),
     "train.posthoc_ema",
 )
-LATER = {"train.posthoc_ema": []}  # keys that older configs lack, and the values that say what was done then
+# Keys that older configs lack, and the values that say what was done then.
+LATER = {"train.posthoc_ema": [], "data.download": False}
 
 ORIGIN, BEGUN, SEEN = "origin.json", "init.json", "data.json"
 NOTES = {  # what they hold at least: of converted weights; of a training that began from others'; of the images
