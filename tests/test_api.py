@@ -1,5 +1,8 @@
 """What `import warm_jax` offers to scripts and notebooks."""
 
+import importlib.metadata
+import importlib.resources
+import os
 import subprocess
 import sys
 
@@ -96,8 +99,9 @@ def test_other_settings(linear, tmp_path, rng):
         ({"bnr": 2.0}, "sample.bnr is 2.0.*trained at BNR 0.5"),
         ({"solver": "rk4"}, "'rk4'; choose one of heun"),
         ({"steps": 0}, "sample.steps is 0; it must be from 1"),
-        ({"steps": "18"}, "wrong type"),
-        ({"guide": "elsewhere", "guidance": 2.0}, "guided by another.*--mode=sample"),
+        ({"steps": "18"}, "sample has the wrong type"),
+        ({"guide": "elsewhere", "guidance": 2.0}, r"is made by guided\(weight, by=MODEL\)"),
+        ({"guidance": 2.0}, "data.label_dropout is 0"),
     ],
 )
 def test_refused_settings(linear, tmp_path, rng, settings, named):
@@ -126,9 +130,115 @@ def test_refused_requests(linear, tmp_path, rng):
 def test_the_names_cost_nothing_until_they_are_used():
     code = (
         "import sys, warm_jax; assert 'warm_jax.api' not in sys.modules and 'jax' not in sys.modules; "
-        "warm_jax.load; assert 'warm_jax.api' in sys.modules; "
-        "from warm_jax import evaluate, train; assert train.train and evaluate.evaluate"
+        "warm_jax.load; assert 'warm_jax.api' in sys.modules and 'warm_jax.restoration' not in sys.modules; "
+        "from warm_jax.training import train; assert warm_jax.training.train is train"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    with pytest.raises(AttributeError, match="'fir'; it offers fit, load"):
+    with pytest.raises(AttributeError, match="'fir'; it offers Model, fit, load"):
         warm_jax.fir  # noqa: B018
+
+
+def test_what_it_offers():
+    assert {"Model", "fit", "load", "restorer", "sample", "score", "__version__"} <= set(dir(warm_jax))
+    assert all(callable(getattr(warm_jax, name)) for name in warm_jax.__all__)
+    assert warm_jax.__version__ == importlib.metadata.version("warm_jax")
+    assert importlib.resources.files("warm_jax").joinpath("py.typed").is_file()
+
+
+@pytest.fixture
+def traces(monkeypatch):
+    """The sampling loops that were traced, each as its number of levels and its batch."""
+    seen, real = [], sampler.sample
+
+    def counted(predict, p, x, levels, **more):
+        seen.append((len(levels), len(x)))
+        return real(predict, p, x, levels, **more)
+
+    monkeypatch.setattr(sampler, "sample", counted)
+    return seen
+
+
+def test_the_second_call_traces_nothing(linear, tmp_path, rng, traces):
+    save(tmp_path, tiny.config(), rng)
+    model = warm_jax.load(tmp_path)
+    first = warm_jax.sample(model, range(8))
+    np.testing.assert_array_equal(warm_jax.sample(model, range(8), labels=None), first)
+    warm_jax.sample(model, range(100, 108), labels=2)  # other seeds and classes are arguments
+    assert traces == [(5, 8)]
+    again = warm_jax.sample(model, range(8), steps=6)
+    np.testing.assert_array_equal(warm_jax.sample(model, range(8), steps=6), again)
+    np.testing.assert_array_equal(warm_jax.sample(model.sampled_with(steps=6), range(8)), again)
+    assert traces == [(5, 8), (7, 8)]
+    warm_jax.sample(model, range(8), steps=6, solver="euler")
+    warm_jax.sample(model, range(16))
+    assert len(traces) == 4, "what is compiled in is told apart"
+
+
+def test_it_says_what_it_is_in_a_line(linear, tmp_path, rng):
+    save(tmp_path, tiny.config(), rng)
+    said = repr(warm_jax.load(tmp_path))
+    assert said == f"Model({str(tmp_path)!r}, step 3: warm 28×28×1, 10 classes, {28 * 28 * 2 + 2 + 2 + 20:,} weights)"
+
+
+def test_guided_by_another_model(linear, tmp_path, rng):
+    """As `sample.guide` on the command line; of weight 0 the images are the guide's own."""
+    for name in ("own", "weak"):
+        save(tmp_path / name, tiny.config(), rng)
+    model, weak = warm_jax.load(tmp_path / "own"), warm_jax.load(tmp_path / "weak")
+    config = tiny.config(sample__guidance=1.5, sample__guide=str(tmp_path / "weak"))
+    generate.sample(generate.prepare(config, tmp_path / "own", "0-2", "", -1))
+    drawn = np.stack([pictures.load_png(tmp_path / "own" / "samples" / f"00000{seed}.png") for seed in range(3)])
+    guided = model.guided(1.5, by=weak)
+    np.testing.assert_array_equal(warm_jax.sample(guided, range(3)), drawn)
+    assert not np.array_equal(warm_jax.sample(model, range(3)), drawn)
+    np.testing.assert_array_equal(
+        warm_jax.sample(model.guided(0.0, by=weak), range(3)), warm_jax.sample(weak, range(3))
+    )
+    steps = guided.sampled_with(steps=6)  # the guide stays, on the same levels
+    assert steps.guide is not None and steps.guide.experiment.config.sample.steps == 6
+
+
+def test_guided_by_what_does_not_fit(linear, tmp_path, rng):
+    save(tmp_path / "own", tiny.config(), rng)
+    save(tmp_path / "other", tiny.config(process__bnr=2.0), rng)
+    model = warm_jax.load(tmp_path / "own")
+    for weight, by, named in (
+        (1.5, None, "data.label_dropout is 0"),
+        (1.0, model, "sample.guidance is 1, so it would do nothing"),
+        (1.5, warm_jax.load(tmp_path / "other"), "sample.guide must be of the same process"),
+        (101.0, model, "sample.guidance is 101.0; it must be from 0 to 100"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            model.guided(weight, by=by)
+
+
+def test_a_restorer_of_a_loaded_model(linear, tmp_path, rng):
+    save(tmp_path, tiny.config("amortised"), rng)
+    workdirs.save_measured({"power": np.ones((28, 28))}, tmp_path)
+    image = rng.uniform(-1, 1, (28, 28, 1)).astype(np.float32)
+    found = warm_jax.restorer(warm_jax.load(tmp_path))(image, 0.5, 0.2)
+    np.testing.assert_array_equal(found, warm_jax.restorer(tmp_path)(image, 0.5, 0.2))
+    t = jnp.asarray([0.2])
+    model = warm_jax.load(tmp_path, bnr=2.5)  # D̂ + R̂ of the state at t = 0.2 of BNR 0.5 / 0.2
+    np.testing.assert_allclose(found, sum(model.predict(jnp.asarray(image[None]), t))[0], atol=1e-5)
+
+
+def test_a_script_has_the_commands_devices_and_cache(tmp_path):
+    """In a process of its own; where JAX has looked at its devices first, nothing fails."""
+    code = """
+import os, sys, jax
+from configs import smoke
+from warm_jax import api
+if sys.argv[1] == "late":
+    jax.devices()
+api._set_up(smoke.get_config())
+print(jax.device_count(), jax.config.jax_compilation_cache_dir == os.path.expanduser("~/.cache/warm_jax/xla"))
+"""
+    environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS",)}
+    cores = min(8, len(os.sched_getaffinity(0)))
+    shared = max(n for n in range(1, cores + 1) if 16 % n == 0)  # of a batch of 16
+    for when, devices in (("early", shared), ("late", 1)):
+        done = subprocess.run(
+            [sys.executable, "-c", code, when], env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split() == [str(devices), "True"]

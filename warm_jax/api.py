@@ -3,8 +3,14 @@
 model = warm_jax.load("runs/fashion_mnist")
 images = warm_jax.sample(model, range(16), steps=18)                  # uint8 [16, 28, 28, 1]
 blurred, residual = model.predict(x, t)                               # the function that every solver takes
+better = model.guided(1.5, by=warm_jax.load("runs/weaker"))           # or by the model itself, told no class
+
+What a call compiles is kept with the model: the next one with the same settings and number of images compiles nothing.
+The first call sets what the command line sets, if JAX has not looked at its devices yet: the cache of compiled programs
+and, on a CPU, as many devices as cores.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -19,13 +25,15 @@ from ml_collections import ConfigDict
 
 from warm_jax.diffusion.process import Prediction, Process
 from warm_jax.evaluation import evaluate
-from warm_jax.experiments import experiment
-from warm_jax.runtime import log, workdirs
+from warm_jax.experiments import automatic, experiment
+from warm_jax.runtime import host, log, workdirs
 from warm_jax.sampling import batches, runs
 from warm_jax.training import train
 
+_KEPT = 16  # compiled samplers a model
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class Model:
     """The EMA weights of a checkpoint, and what they mean.
 
@@ -35,6 +43,7 @@ class Model:
       step: Of the checkpoint.
       workdir: Where it lives.
       ema: The σ_rel of the EMA; None: the plain one.
+      guide: The weaker model that guides it, on this one's process; None: none, or itself.
     """
 
     experiment: experiment.Experiment
@@ -42,6 +51,14 @@ class Model:
     step: int
     workdir: pathlib.Path
     ema: float | None = None
+    guide: "Model | None" = None
+    _kept: dict[str, batches.Sampler] = dataclasses.field(default_factory=dict, compare=False)
+
+    def __repr__(self) -> str:
+        shape = "×".join(map(str, self.experiment.process.image_shape))
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.weights))
+        kind = f"{self.experiment.config.process.system} {shape}"
+        return f"Model({str(self.workdir)!r}, step {self.step}: {kind}, {self.num_classes} classes, {count:,} weights)"
 
     @property
     def process(self) -> Process:
@@ -77,14 +94,56 @@ class Model:
                 raise ValueError(f"sample has no {name}; it has {', '.join(sorted(config.sample))}")
             with config.ignore_type():
                 config.sample[name] = value
-        if config.sample.guide:
-            raise ValueError("a model guided by another is sampled on the command line, with --mode=sample")
+        if "guide" in settings or "guide_checkpoint" in settings:
+            raise ValueError("a model that another one guides is made by guided(weight, by=MODEL)")
+        return self._with(config, self.guide)
+
+    def _with(self, config: ConfigDict, guide: "Model | None") -> "Model":
+        """The same weights with another config, `guide` on its process. ValueError where it cannot be sampled so."""
         try:
-            runs.check_request(config)
+            weak = runs.check_request(config)
             made = experiment.build(config, runs.measured(config, self.workdir))
         except TypeError as error:
-            raise ValueError(f"of {settings} one has the wrong type: {error}") from error
-        return dataclasses.replace(self, experiment=experiment.on(made, self.experiment.mesh))
+            raise ValueError(f"a setting of sample has the wrong type: {error}") from error
+        if weak is not None:
+            guide = dataclasses.replace(guide, experiment=experiment.on(weak.experiment, self.experiment.mesh))
+        return dataclasses.replace(self, experiment=experiment.on(made, self.experiment.mesh), guide=guide)
+
+    def guided(self, weight: float, by: "Model | None" = None) -> "Model":
+        """The same weights, guided: `weight` times from the prediction of `by` to this model's; 1 is none.
+
+        Args:
+          weight: As `sample.guidance`, from 0 to 100.
+          by: A weaker model of the same images and process (autoguidance); None: this one, told no class, where it has
+            learnt that with `data.label_dropout`.
+
+        ValueError where they do not fit, or the model can be guided by nothing.
+        """
+        config = self.experiment.config.copy_and_resolve_references()
+        with config.ignore_type():
+            config.sample.guidance, config.sample.guide = weight, "" if by is None else str(by.workdir)
+            config.sample.guide_checkpoint = -1 if by is None else by.step
+        return self._with(config, by)
+
+    def sampler(self, batch_size: int | None = None) -> batches.Sampler:
+        """The sampling loop for batches of `batch_size`, rounded up to a multiple of the devices; compiled once.
+
+        It is called with `sampler_weights`, seeds uint32 `[n]` and labels int32 `[n]` (-1: drawn by the seed).
+        """
+        size = batch_size or self.experiment.config.sample.batch_size
+        settings = self.experiment.config.to_dict()
+        about = {name: settings[name] for name in ("data", "model", "process", "sample")}
+        key = json.dumps([size, self.guide and self.guide.step, about], sort_keys=True, default=list)
+        if key not in self._kept:
+            while len(self._kept) >= _KEPT:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[key] = batches.Sampler(self.experiment, size, self.guide and self.guide.experiment)
+        return self._kept[key]
+
+    @property
+    def sampler_weights(self) -> PyTree:
+        """What `sampler()` is called with: the weights, or the pair of them and the guide's."""
+        return self.weights if self.guide is None else (self.weights, self.guide.weights)
 
 
 def load(workdir: str | pathlib.Path, checkpoint: int = -1, ema: float | None = None, **settings: Any) -> Model:
@@ -96,6 +155,7 @@ def load(workdir: str | pathlib.Path, checkpoint: int = -1, ema: float | None = 
     """
     workdir = workdirs.local(str(workdir))
     config = workdirs.load_config(workdir)
+    _set_up(config)
     lacking = [name for name in ("data", "process", "model", "train", "sample") if name not in config]
     if lacking:
         raise ValueError(f"{workdir / 'config.json'} has no {', '.join(lacking)}; restore it")
@@ -114,18 +174,21 @@ def sample(
 ) -> UInt8[np.ndarray, "n h w c"]:
     """One image a seed, as `--mode=sample` draws it; `labels`: its class, one for all or one each.
 
-    Other `settings` of the config's `sample` section as for `Model.sampled_with`. Compiled anew with each call.
+    Other `settings` of the config's `sample` section as for `Model.sampled_with`. Compiled once for each of them and of
+    the numbers of images, up to `sample.batch_size`. ValueError where the arguments are not such.
     """
+    if not isinstance(model, Model):
+        raise ValueError(f"{model!r} is no model; give what warm_jax.load returns")
     model = model.sampled_with(**settings) if settings else model
-    numbers = np.asarray(list(seeds))
+    numbers = np.asarray(list(seeds) if isinstance(seeds, Iterable) else [])
     if not len(numbers) or numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= 2**32:
-        raise ValueError("seeds are at least one whole number from 0 to 2^32 - 1")
+        raise ValueError(f"seeds are {seeds!r}; give at least one whole number from 0 to 2^32 - 1, as range(16)")
     chosen = _classes(model, len(numbers), labels)
-    draw = batches.Sampler(model.experiment, batch_size=min(len(numbers), model.experiment.config.sample.batch_size))
+    draw = model.sampler(min(len(numbers), model.experiment.config.sample.batch_size))
     bar, images = log.progress(len(numbers), unit="image", doing="sampling"), []
     for first in range(0, len(numbers), draw.batch_size):
         part = slice(first, first + draw.batch_size)
-        images.append(draw(model.weights, numbers[part], chosen[part]).images)
+        images.append(draw(model.sampler_weights, numbers[part], chosen[part]).images)
         bar.update(len(images[-1]))
     bar.close()
     return np.concatenate(images)
@@ -142,19 +205,39 @@ def _classes(model: Model, count: int, labels: Iterable[int] | int | np.integer 
     return np.broadcast_to(given, (count,))
 
 
+def _set_up(config: ConfigDict) -> None:
+    """What the command line sets before JAX looks at its devices; where it has looked, they stay as they are."""
+    host.keep_programs()
+    with contextlib.suppress(RuntimeError):
+        fsdp = config.mesh.fsdp if "mesh" in config else 1
+        host.share_cores(config.train.batch_size, config.train.accumulation, fsdp)
+
+
+def _settled(config: ConfigDict, workdir: str | pathlib.Path) -> tuple[ConfigDict, pathlib.Path]:
+    """A copy of `config` in which nothing is left to be chosen, and the workdir. ValueError where it is no config."""
+    if not isinstance(config, ConfigDict) or "train" not in config:
+        raise ValueError(f"{type(config).__name__} is no config; give what a file of configs/ returns by get_config()")
+    config, folder = config.copy_and_resolve_references(), workdirs.local(str(workdir))
+    _set_up(config)
+    automatic.settle(config, folder)
+    return config, folder
+
+
 def fit(config: ConfigDict, workdir: str | pathlib.Path) -> Model:
     """Trains as `--mode=train` does, or goes on where it was cut off, and loads the result.
 
-    InterruptedError where a signal stopped it; what was reached is saved.
+    InterruptedError where a signal stopped it; what was reached is saved. ValueError or OSError, with the command
+    line's messages, for what cannot be trained.
     """
-    if train.train(train.prepare(config, workdirs.local(str(workdir)))):
+    config, workdir = _settled(config, workdir)
+    if train.train(train.prepare(config, workdir)):
         raise InterruptedError("training was stopped by a signal; what was reached is saved, and fit goes on from it")
     return load(workdir)
 
 
 def score(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, float]:
     """Scores the latest checkpoint as `--mode=evaluate` does; the scores by name, also a row of `results.jsonl`."""
-    workdir = workdirs.local(str(workdir))
+    config, workdir = _settled(config, workdir)
     if evaluate.evaluate(evaluate.prepare(config, workdir, "", -1, "once", watch=False)):
         raise InterruptedError("evaluating was stopped by a signal; finished shards are kept, and score goes on")
     row = json.loads((workdir / "results.jsonl").read_text().splitlines()[-1])

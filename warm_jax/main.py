@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import math
 import os
 import pathlib
 import sys
@@ -112,10 +111,8 @@ def _facts(config: ConfigDict | None) -> dict[str, object]:
 def share_cores(config: ConfigDict | None, processes: int = 1) -> None:
     """On a CPU, as many devices as cores (at most 8) that divide the batch: `host.share_cores`, of a config."""
     if config is not None:
-        batch = config.train.batch_size or host.CPU_BATCH  # unset: what is chosen for a CPU
-        parts = max(1, config.train.accumulation or 1) * processes
-        group = max(1, config.mesh.fsdp) if "mesh" in config else 1
-        host.share_cores(batch, parts, group // math.gcd(processes, group))
+        fsdp = config.mesh.fsdp if "mesh" in config else 1
+        host.share_cores(config.train.batch_size, config.train.accumulation, fsdp, processes)
 
 
 def _run(mode: str, config: ConfigDict | None, workdir: str) -> int:

@@ -257,13 +257,16 @@ def _finite(images: np.ndarray) -> np.ndarray:
     return images
 
 
-def load(workdir: str | pathlib.Path, checkpoint: int = -1, **settings: Any) -> Restorer:
-    """The restorer of a workdir's model, from its checkpoint of a step (-1: the latest).
+def load(workdir: "str | pathlib.Path | api.Model", checkpoint: int = -1, **settings: Any) -> Restorer:
+    """The restorer of a workdir's model, from its checkpoint of a step (-1: the latest), or of a loaded model.
 
     `settings` are of the config's `sample` section, as steps=50, batch_size=256. Errors as of `warm_jax.load`;
     ValueError also where such a system cannot restore.
     """
-    model = api.load(workdir, checkpoint, **settings)
+    if isinstance(workdir, api.Model):
+        model = workdir.sampled_with(**settings) if settings else workdir
+    else:
+        model = api.load(workdir, checkpoint, **settings)
     limits.check_system(model.experiment.config.process.system)
     local = experiment.on(model.experiment, mesh.make_mesh(local=True))
     return Restorer(local, model.weights)

@@ -14,19 +14,25 @@ def keep_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(CACHE))
 
 
-def share_cores(batch: int, parts: int = 1, group: int = 1) -> None:
+def share_cores(batch: int | None, accumulation: int | None = 1, fsdp: int = 1, processes: int = 1) -> None:
     """On a CPU, as many devices as cores (at most 8) that divide a batch; accelerators are not touched.
 
     XLA runs most operations of a small network on one core. Devices that share the batch keep the others busy: 1.4
-    times the speed on two cores. `parts` are slices of the batch times processes, `group` a number that all devices
-    together should be a multiple of. `XLA_FLAGS=--xla_force_host_platform_device_count=N` overrides it. RuntimeError
-    where JAX has looked at its devices already.
+    times the speed on two cores. `XLA_FLAGS=--xla_force_host_platform_device_count=N` overrides it. RuntimeError where
+    JAX has looked at its devices already.
+
+    Args:
+      batch: `train.batch_size`; None: what is chosen for a CPU.
+      accumulation: `train.accumulation`; None as 1.
+      fsdp: `mesh.fsdp`, which all devices of all processes should be a multiple of.
+      processes: How many share the batch.
     """
     import jax
 
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     cores = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    fitting = [n for n in range(1, cores + 1) if batch % (n * parts) == 0]
-    whole = [n for n in fitting if n % group == 0]
+    parts = max(1, accumulation or 1) * processes
+    fitting = [n for n in range(1, cores + 1) if (batch or CPU_BATCH) % (n * parts) == 0]
+    whole = [n for n in fitting if n * processes % max(1, fsdp) == 0]
     jax.config.update("jax_num_cpu_devices", max(whole or fitting, default=1))
