@@ -83,6 +83,8 @@ def recipe(system: str) -> ConfigDict:
     train.accumulation = 1  # slices of a batch, one after the other, where memory is short
     train.log_every = 100
     train.sample_every = 5_000
+    train.evaluate_every = 0  # steps between scores while training, as `eval` says; 0: none
+    train.evaluate_count = 5000  # images of each; a score's name says how many
     train.checkpoint_every = 5_000
     train.keep_last = 2
     train.keep_every = 50_000

@@ -153,7 +153,7 @@ def test_networks_know_nothing_of_each_other():
 def test_parts_know_no_program(name):
     """The mathematics and the pictures of a room: arrays in, arrays out; no config, no checkpoint, no network."""
     parts = within(*(f"{room(name)}.{part}" for part in PARTS[room(name)]))
-    for_people = within("runtime.pictures", "runtime.rounding", "runtime.workdirs")
+    for_people = within(*(f"runtime.{name}" for name in ("environment", "pictures", "rounding", "workdirs")))
     assert own(name) <= parts | within("diffusion", "metrics") | for_people
 
 
@@ -195,7 +195,7 @@ def test_the_report_needs_no_plotting_library():
         outside = {other.split(".")[0] for other in imports(MODULES[module])} - set(sys.stdlib_module_names)
         assert outside <= {"jax", "PIL", "warm_jax"}, name
         page = (f"analysis.{part}" for part in ("markup", "charts", "contents", "blocks", "sections"))
-        assert own(module) <= within("runtime.rounding", "runtime.workdirs", *page), name
+        assert own(module) <= within("runtime.environment", "runtime.rounding", "runtime.workdirs", *page), name
 
 
 def test_what_an_export_is_read_with_knows_no_orbax():

@@ -1,21 +1,17 @@
 """What a workdir holds, read for its report. Any part may be missing; what is cut off or damaged is named in a note."""
 
 import datetime
-import importlib.metadata
 import io
 import json
 import pathlib
-import platform
 from typing import NamedTuple
 
-import jax
 from PIL import Image
 
 from warm_jax.analysis.charts import number
+from warm_jax.runtime import environment
 
 PICTURE_BYTES = 20_000_000  # of all pictures in a page; base64 makes a third more of it
-_PACKAGES = ("warm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "ml-collections", "numpy")
-_PACKAGES += ("scipy", "pillow", "matplotlib")
 
 
 class Picture(NamedTuple):
@@ -41,7 +37,8 @@ class Contents(NamedTuple):
     made_with: dict  # samples/samples.json
     inspected: dict  # inspect/report.json
     pictures: list[Picture]
-    environment: dict[str, str]  # of the process that gathered this
+    environment: dict[str, str]  # of the training; of the process that gathered this where the run does not say
+    of_training: bool  # which of the two
     notes: list[str]  # what could not be read or shown, a sentence each
     written: str  # when, in UTC
 
@@ -54,9 +51,9 @@ def gather(workdir: pathlib.Path, picture_bytes: int = PICTURE_BYTES) -> Content
     if not workdir.is_dir():
         raise FileNotFoundError(f"{workdir} is not there, so there is nothing to report; name a run's --workdir")
     notes: list[str] = []
-    config, data, made_with, inspected = (
+    config, data, made_with, inspected, trained_on = (
         _json(workdir / name, notes)
-        for name in ("config.json", "data.json", "samples/samples.json", "inspect/report.json")
+        for name in ("config.json", "data.json", "samples/samples.json", "inspect/report.json", environment.FILE)
     )
     metrics = [row for row in _rows(workdir / "metrics.jsonl", notes) if number(row.get("step")) is not None]
     results = _rows(workdir / "results.jsonl", notes)
@@ -79,7 +76,8 @@ def gather(workdir: pathlib.Path, picture_bytes: int = PICTURE_BYTES) -> Content
         made_with=made_with,
         inspected=inspected,
         pictures=pictures,
-        environment=_environment(),
+        environment={key: str(value) for key, value in trained_on.items()} or environment.of_this_process(),
+        of_training=bool(trained_on),
         notes=notes,
         written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
@@ -169,21 +167,3 @@ def _picture(path: pathlib.Path, workdir: pathlib.Path, notes: list[str]) -> Pic
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
         notes.append(f"{name} is no whole PNG and left out.")
         return None
-
-
-def _environment() -> dict[str, str]:
-    """Python, the machine's kind, the devices and the versions of packages, of this process."""
-    kinds = [device.device_kind for device in jax.devices()]
-    found = {
-        "Python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "devices": ", ".join(
-            f"{kinds.count(kind)} × {kind} ({jax.default_backend()})" for kind in dict.fromkeys(kinds)
-        ),
-    }
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found

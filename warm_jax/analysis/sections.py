@@ -68,8 +68,10 @@ def _line(rows: list[dict], key: str, name: str, x: str = "step") -> Line:
 
 def training(rows: list[dict]) -> Html:
     """Curves of the loss by head, gradient, learning rate and speed, and a table of the loss by noise level."""
+    scores = _scores_while_training(rows)
+    rows = [row for row in rows if not any(key.startswith("score/") for key in row)]
     if not rows:
-        return Html("")
+        return scores
     # The second head of a hot model is not there; its loss is 0 but for rounding.
     heads = [
         name for name in ("blurred", "residual") if any((number(row.get(f"loss/{name}")) or 0) > 1e-9 for row in rows)
@@ -85,7 +87,20 @@ def training(rows: list[dict]) -> Html:
     told = tag("p", f"Each point is the mean of {size} reports.") if size > 1 else ""
     lost = sum(number(row.get("nonfinite_steps")) or 0 for row in rows)
     note = tag("p", f"The loss of {lost:,.0f} steps was not finite; they count for nothing here.", class_="notes")
-    return join(note if lost else "", told, tag("div", *charts, class_="charts"), _by_noise(rows, heads))
+    return join(note if lost else "", told, tag("div", *charts, class_="charts"), _by_noise(rows, heads), scores)
+
+
+def _scores_while_training(rows: list[dict]) -> Html:
+    """A curve for each score of `train.evaluate_every`; its name says the count."""
+    scored = [row for row in rows if any(key.startswith("score/") for key in row)]
+    names = list(dict.fromkeys(key for row in scored for key in row if key.startswith("score/")))
+    names = [name for name in names if not name.endswith("_std")]
+    charts = [
+        chart([_line([row for row in scored if name in row], name, "score")], title=name[6:], y_label="score")
+        for name in names
+    ]
+    told = tag("p", "Of few images, to see the trend; scores of other counts are other numbers.")
+    return join(tag("h3", "Scores while training"), told, tag("div", *charts, class_="charts")) if charts else Html("")
 
 
 def _begin(interval: str) -> float:
@@ -251,9 +266,10 @@ def network(parameters: str) -> Html:
 
 
 def environment(contents: Contents) -> Html:
-    """What wrote the page, and how to train the same again."""
+    """What the run was trained with, and how to train the same again."""
+    told = "Of the training." if contents.of_training else "Of the process that wrote this page; the run records none."
     parts = [
-        tag("p", "Of the process that wrote this page; a run does not record the one that trained it."),
+        tag("p", told),
         pairs(contents.environment, "pairs columns"),
     ]
     if contents.config:

@@ -73,10 +73,13 @@ def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Call
     if mode not in ("convert", "compare"):  # compare has many configs
         _settle(mode, config, workdir)
     if mode == "train":
+        from warm_jax.analysis import report
+        from warm_jax.evaluation import while_training
         from warm_jax.training import train
 
         run = train.prepare(config, workdir, flags.path(flags.INIT_FROM), flags.PROFILE.value)
-        return lambda: train.train(run)
+        score = while_training.prepare(run)
+        return lambda: train.train(run, score=score, at_end=report.write)
     if mode == "sample":
         from warm_jax.sampling import generate
 

@@ -117,6 +117,7 @@ def _key(config: ConfigDict) -> str:
     for section, key in (("sample", "beta_min"), ("sample", "rho"), ("train", "posthoc_ema"), ("data", "download")):
         if not parts[section].get(key):  # unset, as before there was such a key
             parts[section].pop(key, None)
+    parts["train"] = {key: value for key, value in parts["train"].items() if not key.startswith("evaluate_")}
     if "posthoc_ema" not in parts["train"]:
         parts["train"].pop("posthoc_every", None)
     if pathlib.Path(parts["eval"]["reference"]).name.startswith(_OWN_REFERENCE):

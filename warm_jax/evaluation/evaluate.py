@@ -26,7 +26,7 @@ _WATCH_SECONDS = 15.0
 _SHOWN = ("system", "checkpoint_step", "ema", "nfe", "solver", "steps", "bnr", "guidance")
 
 
-def _is_file(spec: str) -> bool:
+def is_file(spec: str) -> bool:
     """Whether a reference is a statistics file, and not a source such as `npz:FILE.npz`."""
     return spec.endswith(".npz") and not spec.startswith(("npz:", "folder:", "zip:"))
 
@@ -36,9 +36,9 @@ def find_reference(run: shards.Run) -> reference.Reference:
     settings = run.config.eval
     expected = run.extractor.provenance((*experiment.image_side(run.config), run.config.data.channels))
     # Another source may be named on purpose, as held-out images; statistics and the default must be the run's images.
-    if run.sampling and not settings.allow_other_data and (not settings.reference or _is_file(settings.reference)):
+    if run.sampling and not settings.allow_other_data and (not settings.reference or is_file(settings.reference)):
         expected = dataclasses.replace(expected, data_hash=workdirs.seen_data(run.workdir))
-    if _is_file(settings.reference):
+    if is_file(settings.reference):
         found = reference.load(workdirs.local(settings.reference))
     else:
         source = reference.open_images(
@@ -149,7 +149,7 @@ def check(config: ConfigDict, extractor: extract.Extractor) -> None:
     if "is" in settings.metrics and extractor.name != frechet.INCEPTION:
         raise ValueError(f"the Inception Score needs eval.extractor=inception, not {extractor.name}")
     reference.check_images(config, extractor)
-    if _is_file(settings.reference) and not workdirs.local(settings.reference).is_file():
+    if is_file(settings.reference) and not workdirs.local(settings.reference).is_file():
         raise FileNotFoundError(f"eval.reference {settings.reference} is not there; make it with --mode=stats")
 
 

@@ -43,6 +43,8 @@ _RANGES = {
     "train.accumulation": (1, 2**20),
     "train.log_every": (1, 2**31 - 1),
     "train.sample_every": (0, 2**31 - 1),
+    "train.evaluate_every": (0, 2**31 - 1),
+    "train.evaluate_count": (2, 2**20),
     "train.checkpoint_every": (1, 2**31 - 1),
     "train.keep_last": (1, 10**6),
     "train.keep_every": (0, 2**31 - 1),

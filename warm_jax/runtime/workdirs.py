@@ -22,7 +22,7 @@ RUN_KEYS = (
     "train.posthoc_ema",
 )
 # Keys that older configs lack, and the values that say what was done then.
-LATER = {"train.posthoc_ema": [], "data.download": False}
+LATER = {"train.posthoc_ema": [], "data.download": False, "train.evaluate_every": 0, "train.evaluate_count": 1000}
 
 ORIGIN, BEGUN, SEEN = "origin.json", "init.json", "data.json"
 NOTES = {  # what they hold at least: of converted weights; of a training that began from others'; of the images
@@ -114,10 +114,14 @@ def load_config(workdir: pathlib.Path, like: ConfigDict | None = None) -> Config
 
 
 def completed(config: ConfigDict) -> ConfigDict:
-    """`config`, in which the keys that older versions did not write are unset."""
+    """`config`, in which the keys that older versions did not write are unset, or say what was done then."""
     for name in ("beta_min", "rho"):
         if "sample" in config and name not in config.sample:
             config.sample[name] = None
+    for key, value in LATER.items():
+        section, name = key.split(".")
+        if section in config and name not in config[section]:
+            config[section][name] = tuple(value) if isinstance(value, list) else value
     return config
 
 

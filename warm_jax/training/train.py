@@ -9,17 +9,18 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 from clu import parameter_overview
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from warm_jax.convert import warm_start
 from warm_jax.data import pipeline, sources
 from warm_jax.experiments import experiment, family, posthoc_ema
-from warm_jax.runtime import checkpoint, log, mesh, pod, preemption, workdirs
+from warm_jax.runtime import checkpoint, environment, log, mesh, pod, preemption, workdirs
 from warm_jax.sampling import runs
 from warm_jax.training import preview, progress, saving, throughput
 from warm_jax.training.step import (
@@ -33,6 +34,7 @@ from warm_jax.training.step import (
     zero_totals,
 )
 
+Score = Callable[[int, PyTree], dict[str, float]]  # of a step and its EMA weights; called in all processes
 _AHEAD = 2  # steps that may be queued on the device before the host waits
 
 
@@ -175,9 +177,27 @@ def _stop_if_lost(state: State, limit: int, step: int, checkpoints: checkpoint.C
         )
 
 
+def _write_score(score: Score | None, step: int, state: State, metrics: log.Log, every: int) -> None:
+    """Scores where the step is one to be scored: to the console, `metrics.jsonl` and TensorBoard, as `score/NAME`."""
+    if score is not None and step % every == 0:
+        found = score(step, state.ema)
+        if found:
+            log.say(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in found.items()))
+            metrics.write(step, {f"score/{name}": value for name, value in found.items()})
+
+
 @preemption.noted()
-def train(run: Run, final_grid: bool = True) -> int:
-    """Trains to `train.steps`, resuming by itself, and ends with a grid of samples. Returns the exit status."""
+def train(
+    run: Run,
+    final_grid: bool = True,
+    score: Score | None = None,
+    at_end: Callable[[pathlib.Path], object] | None = None,
+) -> int:
+    """Trains to `train.steps`, resuming by itself, and ends with a grid of samples. Returns the exit status.
+
+    `score` is called every `train.evaluate_every` steps; `at_end`, with the workdir, in the first process when the last
+    step is reached, and where it fails that is said and no more.
+    """
     exp, settings = run.experiment, run.experiment.config.train
     checkpoints = checkpoint.Checkpoints(
         run.workdir / "checkpoints", keep_last=settings.keep_last, keep_every=settings.keep_every
@@ -186,11 +206,13 @@ def train(run: Run, final_grid: bool = True) -> int:
     if jax.process_index() == 0:
         workdirs.save_config(exp.config, run.workdir)
         workdirs.save_data(run.source, run.workdir)
-    step, draw = int(state.step), preview.Preview(exp, run.workdir)
+        environment.save(run.workdir, int(state.step))
+    begun, draw = int(state.step), preview.Preview(exp, run.workdir)
+    step = begun
     snapshots, metrics = _snapshots(run, step), log.Log(run.workdir, step)
     try:
         if step < settings.steps:
-            state, step = _loop(run, state, checkpoints, snapshots, metrics, draw)
+            state, step = _loop(run, state, checkpoints, snapshots, metrics, draw, score)
         saving.attempt(checkpoints.wait, step, metrics)
         saving.save(checkpoints, step, state, wait=True)  # this one must not fail
         if step < settings.steps or pod.any_requested():
@@ -199,6 +221,13 @@ def train(run: Run, final_grid: bool = True) -> int:
             log.say(f"{preemption.requested()}: {saved}; the same command goes on from there")
             return preemption.EXIT_AGAIN
         log.say(f"trained to step {step}" + (f"; samples: {draw(step, state.ema)}" if final_grid else ""))
+        if begun < step:
+            _write_score(score, step, state, metrics, settings.evaluate_every)
+        if at_end is not None and jax.process_index() == 0:
+            try:
+                log.say(f"report: {at_end(run.workdir)}")
+            except (OSError, ValueError) as error:
+                log.warn(f"no report was written ({error}); --mode=analyze --analysis=report writes it")
         return 0
     finally:
         metrics.close()
@@ -214,6 +243,7 @@ def _loop(
     snapshots: checkpoint.Checkpoints | None,
     metrics: log.Log,
     draw: preview.Preview,
+    score: Score | None,
 ) -> tuple[State, int]:
     """Steps until the last one or a signal; the host waits for the device only to report, to save and to keep pace."""
     exp, settings = run.experiment, run.experiment.config.train
@@ -261,6 +291,7 @@ def _loop(
             saving.attempt(functools.partial(saving.save, checkpoints, step, state), step, metrics)
         if settings.sample_every and step % settings.sample_every == 0:
             log.say(f"samples: {draw(step, state.ema)}")
+        _write_score(score, step, state, metrics, settings.evaluate_every)
         since += time.perf_counter() - paused
     bar.close()
     profile.close()
