@@ -1,9 +1,12 @@
 """An export, read without Orbax and run without this package; bitwise back; and what is wrong with one."""
 
 import importlib.util
+import io
 import json
 import os
 import pathlib
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 from test_warm_start import random_params
 
-from warm_jax.convert import bundle, export, model_card
+from warm_jax.convert import bundle, export, model_card, sample_script
 from warm_jax.convert.from_edm import save_workdir
 from warm_jax.experiments import experiment, family
-from warm_jax.runtime import workdirs
+from warm_jax.runtime import pictures, workdirs
 from warm_jax.sampling import batches, runs
 
 FACTS = {"checkpoint_step": 5, "origin": None, "begun_from": None, "licence": None}
@@ -80,23 +84,79 @@ def test_the_program_runs_without_this_package(stand_in, tmp_path):
     code = f"""
 sys.path += {paths!r}
 import runpy
-sys.argv = ["sample.py", "3"]
-made = runpy.run_path("sample.py")
-assert not any(name.split(".")[0] in ("warm_jax", "flax", "orbax") for name in sys.modules)
-np, call = made["np"], made["sampler"].call
-weights = [made["weights"][name] for name in sorted(made["weights"])]
-np.save("four.npy", call(weights, np.array({seeds.tolist()}, np.uint32), np.array({labels.tolist()}, np.int32)))
+sys.argv = ["sample.py", "--seeds=2-3,0", "--classes=4", "--batch=2", "--out=three.npz"]
+made = runpy.run_path("sample.py", run_name="__main__")
+assert not any(name.split(".")[0] in ("warm_jax", "flax", "orbax", "PIL") for name in sys.modules)
+np = made["np"]
+four = made["draw"](np.array({seeds.tolist()}, np.uint32), np.array({labels.tolist()}, np.int32), 64)
+np.save("four.npy", four)
+for out in ("grid.png", "apart"):
+    made["save"](made["pathlib"].Path(out), four, range(4), None)
 """
     said = alone(code, tmp_path / "e", "warm_jax", "flax", "orbax", "ml_collections", isolated=["-I"])
-    assert said.strip() == "(3, 28, 28, 1) uint8"
-    four, three = (np.load(tmp_path / "e" / f"{name}.npy") for name in ("four", "images"))
+    assert said.splitlines()[0] == "3 images of 28×28×1 in three.npz"
+    assert said.splitlines()[1].startswith("licence of the weights: not known; the weights may be bound")
+    four = np.load(tmp_path / "e" / "four.npy")
     assert np.abs(four.astype(int) - images).max() <= 1 and (four == images).mean() > 0.999
-    assert np.abs(three[0].astype(int) - images[2]).max() <= 1  # seed 0
     assert images.std() > 10 and np.abs(four[0].astype(int) - four[1]).max() > 50
+    with np.load(tmp_path / "e" / "three.npz") as three:
+        assert three["seeds"].tolist() == [2, 3, 0] and three["classes"].tolist() == [4, 4, 4]
+        assert three["images"].shape == (3, 28, 28, 1) and three["images"].dtype == np.uint8
+    # Its PNGs, read by Pillow.
+    for number in range(4):
+        np.testing.assert_array_equal(pictures.load_png(tmp_path / "e" / "apart" / f"{number:06}.png"), four[number])
+    grid = pictures.load_png(tmp_path / "e" / "grid.png")
+    np.testing.assert_array_equal(grid, np.block([[[four[0]], [four[1]]], [[four[2]], [four[3]]]]).reshape(grid.shape))
 
 
-def test_the_example_is_short():
-    assert len(export.EXAMPLE.splitlines()) < 20 and "warm_jax" not in export.EXAMPLE
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    """The functions of `sample.py` in a folder whose `model.json` says what it reads, for calls with arguments."""
+
+    def run(*arguments, classes=10, licence="no commercial use"):
+        about = {"config": {"data": {"num_classes": classes}}, "licence": licence}
+        about["process"] = {"image_shape": [2, 3, 3]}
+        (tmp_path / "model.json").write_text(json.dumps(about))
+        (tmp_path / "sample.py").write_text(sample_script.TEXT)
+        monkeypatch.setattr(sys, "argv", ["sample.py", *arguments])
+        return runpy.run_path(str(tmp_path / "sample.py"))
+
+    return run
+
+
+def test_the_script_says_its_licence_and_its_arguments(script, capsys):
+    with pytest.raises(SystemExit) as ended:
+        script("--help")["parse"]()
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and "Licence of the weights: no commercial use." in said
+    assert "--classes" in said and "--seeds" in said and "FILE.npz" in said
+    assert "warm_jax" not in sample_script.TEXT
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--classes=10"], "from 0 to 9"),
+        (["--classes=0-2"], "3 classes for 16 images: give one for all, or one each"),
+        (["--seeds=x"], "give whole numbers, as 0-15,20"),
+        (["0"], "count is 0: give a number of at least 1"),
+        (["--out=picture.jpg"], "--out=picture.jpg: give a folder, FILE.png or FILE.npz"),
+        (["--batch=0"], "--batch=0: it must be at least 1"),
+    ],
+)
+def test_bad_arguments_of_the_script(script, capsys, arguments, message):
+    with pytest.raises(SystemExit) as ended:
+        script(*arguments)["parse"]()
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_script_of_no_classes_takes_none(script, capsys):
+    with pytest.raises(SystemExit):
+        script("--classes=0", classes=0)["parse"]()
+    assert "unrecognized arguments" in capsys.readouterr().err
+    colour = np.random.default_rng(0).integers(0, 256, (2, 3, 3), dtype=np.uint8)
+    content = script(classes=0)["png"](colour)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), colour)
 
 
 def test_export_and_import_are_bitwise_and_need_no_orbax(smoke):
@@ -274,9 +334,12 @@ def test_the_card_says_what_the_workdir_knows(smoke, tmp_path):
         "fid50k 1.9 (minimum of 3 rounds)",
         "BNR information_budget",
         "Not known to the folder",
+        "--from_export=. --workdir=runs/run",
+        "(1, 28, 28, 1)",
     ):
         assert text in said, text
     assert "77.7" not in said
+    assert not re.search(r"\b(FOLDER|RUN|TODO|NAME)\b|<[^>]*>|\.\.\.|…", said), "nothing to fill in"
     licensed = bundle.read_about(folder) | {
         "licence": "no commercial use",
         "origin": {"source": "x.pkl", "sha256": "ff"},

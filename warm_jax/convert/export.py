@@ -2,7 +2,7 @@
 
     weights.safetensors  model.json   the model, for `bundle.load`, without Orbax
     sampler.stablehlo                 the whole sampler as one program, by `jax.export`: seeds in, images out
-    sample.py                         how to run it with jax, flatbuffers, numpy and safetensors alone
+    sample.py                         draws PNGs or npz with jax, flatbuffers, numpy and safetensors alone
     README.md                         a model card
 
 The program takes the weights as arguments, in the order of their names, so it is small and the numbers are stored once.
@@ -12,6 +12,7 @@ Its batch is a symbol: any number of seeds. An image is the same function of its
 import dataclasses
 import json
 import pathlib
+import shlex
 
 import jax
 import jax.numpy as jnp
@@ -20,30 +21,14 @@ from jax import export as jax_export
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from warm_jax.convert import bundle, model_card
+from warm_jax.convert import bundle, model_card, sample_script
 from warm_jax.convert.from_edm import save_workdir
 from warm_jax.experiments import experiment, family, posthoc_ema
 from warm_jax.runtime import log, workdirs
 from warm_jax.sampling import batches, runs
 
+SCRIPT = "sample.py"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-EXAMPLE = '''"""Draws images from seeds: python sample.py [COUNT]. Needs only jax, flatbuffers, numpy, safetensors."""
-
-import pathlib
-import sys
-
-import numpy as np
-from jax import export
-from safetensors.numpy import load_file
-
-here, count = pathlib.Path(__file__).parent, int(sys.argv[1]) if len(sys.argv) > 1 else 16
-weights = load_file(here / "weights.safetensors")
-sampler = export.deserialize((here / "sampler.stablehlo").read_bytes())
-seeds = np.arange(count, dtype=np.uint32)
-images = sampler.call([weights[name] for name in sorted(weights)], seeds{labels})
-np.save(here / "images.npy", np.asarray(images))  # uint8 [count, height, width, channels]
-print(images.shape, images.dtype)
-'''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +98,7 @@ def write(
     """Writes all files but the card, and returns what `model.json` says; `facts` of the weights go in as they are."""
     classes = exp.config.data.num_classes
     (out / bundle.SAMPLER).write_bytes(program(exp, platforms).serialize())
-    labels = ", np.full(count, -1, np.int32)" if classes else ""
-    (out / "sample.py").write_text(EXAMPLE.replace("{labels}", labels))
+    (out / SCRIPT).write_text(sample_script.TEXT, encoding="utf-8")
     arguments = ["weights", "seeds uint32 [b]", *(["labels int32 [b]"] if classes else [])]
     sampler = {"file": bundle.SAMPLER, "platforms": list(platforms), "arguments": arguments}
     return bundle.save(out, exp, params, measured, facts | {"sampler": sampler})
@@ -134,7 +118,8 @@ def export(run: Run) -> int:
     measured = None if stored is None else family.Measured(**stored)
     about = write(out, source.experiment, jax.device_get(params), measured, facts, run.platforms)
     (out / "README.md").write_text(model_card.text(about, source.workdir))
-    log.say(f"{out}: {about['weights']['parameters']:,} parameters; README.md says what and how")
+    log.say(f"{out}: {about['weights']['parameters']:,} parameters; README.md says what and how. To draw images there:")
+    log.say(f"    python {shlex.quote(str(out / SCRIPT))} --seeds=0-15 --out={shlex.quote(str(out / 'samples.png'))}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shlex
 
 from warm_jax.runtime import workdirs
 
@@ -105,14 +106,20 @@ def text(about: dict, workdir: pathlib.Path) -> str:
         ],
         "Licence": [licence.rstrip(".") + "."],
         "How to load": [
-            f"`python sample.py` draws images with jax, flatbuffers, numpy and safetensors alone, on "
-            f"{', '.join(about['sampler']['platforms'])} ({sample['solver']}, {sample['steps']} steps, batch of any "
-            f"size, arguments: weights in the order of their names, seeds{labels}).",
-            "With warm_jax, which is needed for everything else:",
-            "```python\nfrom warm_jax.convert import bundle\n\n"
-            "experiment, params, measured, about = bundle.load(FOLDER)\n"
+            f"`python sample.py --seeds=0-15{' --classes=0' if labels else ''} --out=samples.png`, in this folder, "
+            "draws images with jax, flatbuffers, numpy and safetensors alone, on "
+            f"{', '.join(about['sampler']['platforms'])} ({sample['solver']}, {sample['steps']} steps); `--help` says "
+            "more. The program in `sampler.stablehlo` takes "
+            f"the weights in the order of their names, seeds{labels}, of any number.",
+            "With warm_jax, which is needed for everything else, in this folder:",
+            "```python\nimport jax\nimport jax.numpy as jnp\n\nfrom warm_jax.convert import bundle\n\n"
+            'experiment, params, measured, about = bundle.load(".")\n'
+            "process = experiment.sampled\n"
+            f"x = process.prior(jax.random.key(0), (1, {', '.join(map(str, process['image_shape']))}))\n"
+            "t = jnp.full(1, process.highest)\n"
             "prediction = experiment.to_sample.predict(params, x, t)  # D and R for states x at levels t\n```",
-            "`python -m warm_jax.main --mode=convert --from_export=FOLDER --workdir=RUN` makes it a run again.",
+            "To make it a run again, to be sampled, scored and begun from: `python -m warm_jax --mode=convert "
+            f"--from_export=. --workdir={shlex.quote(str(pathlib.Path('runs') / workdir.resolve().name))}`.",
         ],
     }
     name = f"{process['system']} diffusion at {process['image_shape'][0]}×{process['image_shape'][1]}"
