@@ -153,9 +153,9 @@ def test_a_training_begins_with_it(server, tmp_path, monkeypatch):
     """As the command line prepares it; of a wrong hash nothing is trained on."""
     config = cifar10.get_config("hot")
     config.data.source, config.data.download = f"cifar10:{tmp_path / 'c.tar.gz'}", True
-    automatic.settle(config, tmp_path)
+    automatic.fetch(config)
     assert len(train.prepare(config, tmp_path / "run").source) == 50 and config.data.download is False
     monkeypatch.setattr(download, "MD5", PUBLISHED)
     config.data.download = True
     with pytest.raises(ValueError, match="md5"):
-        automatic.settle(config, tmp_path)
+        automatic.fetch(config)

@@ -219,6 +219,7 @@ def _settled(config: ConfigDict, workdir: str | pathlib.Path) -> tuple[ConfigDic
         raise ValueError(f"{type(config).__name__} is no config; give what a file of configs/ returns by get_config()")
     config, folder = config.copy_and_resolve_references(), workdirs.local(str(workdir))
     _set_up(config)
+    automatic.fetch(config)
     automatic.settle(config, folder)
     return config, folder
 

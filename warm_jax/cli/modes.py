@@ -36,7 +36,9 @@ def _settle(mode: str, config: ConfigDict, workdir: pathlib.Path, quiet: bool = 
     from warm_jax.experiments import automatic
 
     machine = None  # this one
-    if mode == "preflight":
+    if mode != "preflight":
+        automatic.fetch(config)
+    else:
         target = topology.parse(flags.TOPOLOGY.value)[0]
         machine = automatic.Machine(
             target.chip.platform, target.devices, int(target.chip.usable * (target.chip.memory or 0))

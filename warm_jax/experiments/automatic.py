@@ -263,21 +263,22 @@ def _said(images: Images, machine: Machine, found: dict[str, tuple[object, str]]
     return "\n".join([*lines, *(textwrap.fill(line, 118, subsequent_indent=" " * 8) for line in said)])
 
 
-def _fetch(config: ConfigDict) -> None:
-    """`data.download` of a config that has it: older ones do not."""
+def fetch(config: ConfigDict) -> None:
+    """Has process 0 fetch what `data.download` asks for; nothing for a config that does not, or has no such key.
+
+    ValueError or OSError, InterruptedError after a signal, as of `download.fetch`.
+    """
     if config.data.get("download"):
         pod.first_then_all("fetched", lambda: download.fetch(config.data.source or "", preemption.requested))
         config.data.download = False  # it is done, and the run is the same as of a file that was there
 
 
 def settle(config: ConfigDict, workdir: pathlib.Path, machine: Machine | None = None, quiet: bool = False) -> None:
-    """Fetches what `data.download` asks for, fills in place what `config` leaves unset, and says so unless `quiet`.
+    """Fills in place what `config` leaves unset of the settings that `choose` knows, and says so unless `quiet`.
 
-    Nothing is filled in a config that has all settings that `choose` knows. In a pod process 0 looks and chooses, for
-    all. `machine` is where the run is to be, by default here. ValueError or OSError where the images cannot be had or
-    read, or no recipe takes them.
+    Nothing is done for a config that has them all. In a pod process 0 looks and chooses, for all. `machine` is where
+    the run is to be, by default here. ValueError or OSError where the images cannot be read, or no recipe takes them.
     """
-    _fetch(config)
     values = _values(config)
     unset = [key for key in values if key in _KEYS and values[key] is None]
     if not unset:
