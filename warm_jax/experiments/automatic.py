@@ -136,7 +136,7 @@ def _batch(images: Images, machine: Machine, values: dict[str, object]) -> tuple
     why = f"about {wanted}, a multiple of {devices} device(s)"
     if machine.platform == "cpu" or batch % devices:
         return batch, 1, why, "it fits at once"
-    pixels = images.height * images.width // values["model.patch_size"] ** 2
+    pixels = images.height * images.width // max(1, values["model.patch_size"]) ** 2
     levels = enumerate(values["model.channel_mult"])
     one = _BYTES * sum(pixels // 4**level * values["model.channels"] * mult for level, mult in levels)
     room, share = 0.6 * (machine.memory or _UNKNOWN_MEMORY), batch // devices
@@ -217,32 +217,31 @@ def look(source: sources.Source) -> Images:
 # ── A config ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _values(config: ConfigDict) -> dict[str, object]:
-    return {f"{section}.{name}": value for section in config for name, value in _items(config[section])}
-
-
-def _items(section: object) -> list[tuple[str, object]]:
-    return list(section.items()) if isinstance(section, ConfigDict) else []
-
-
-def _chosen(config: ConfigDict, workdir: pathlib.Path, keys: list[str], machine: Machine | None) -> dict:
-    """{"values": {key: value}, "said": lines} of the unset `keys`: those of a run that has begun, or chosen ones."""
-    values = _values(config)
-    if any((workdir / "checkpoints").glob("[0-9]*")):
-        stored = _values(workdirs.load_config(workdir))
-        found = {key: stored[key] for key in keys if stored.get(key) is not None}
-        return {"values": found, "said": f"settings that are not given are those of {workdir / 'config.json'}"}
+def _open(config: ConfigDict) -> sources.Source:
+    """The images, of whatever size they have."""
     if not config.data.source:
         raise ValueError(
             "data.source is unset; name the prepared images, --config.data.source=zip:FILE.zip, which --mode=prepare "
             "writes"
         )
     try:
-        source = sources.open_source(config.data.source, on_error=config.data.on_error)
+        return sources.open_source(config.data.source, on_error=config.data.on_error)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"data.source {config.data.source} is not there ({error}). Name another with --config.data.source"
         ) from error
+
+
+def _chosen(config: ConfigDict, workdir: pathlib.Path, keys: list[str], machine: Machine | None) -> dict:
+    """{"values": {key: value}, "said": lines} of the unset `keys`: those of a run that has begun, or chosen ones."""
+    values = workdirs.flat(config)
+    if any((workdir / "checkpoints").glob("[0-9]*")):
+        stored = workdirs.flat(workdirs.load_config(workdir))
+        if config.data.source not in (None, stored["data.source"]):  # before another size is said to be wrong
+            workdirs.check_same_data(_open(config), workdir, config.data.allow_changed)
+        found = {key: stored[key] for key in keys if stored.get(key) is not None}
+        return {"values": found, "said": f"settings that are not given are those of {workdir / 'config.json'}"}
+    source = _open(config)
     images, machine = look(source), machine or here()
     choices = choose(images, machine, {key: value for key, value in values.items() if value is not None})
     found = {key: choices[key] for key in keys if key in choices}
@@ -279,7 +278,7 @@ def settle(config: ConfigDict, workdir: pathlib.Path, machine: Machine | None = 
     Nothing is done for a config that has them all. In a pod process 0 looks and chooses, for all. `machine` is where
     the run is to be, by default here. ValueError or OSError where the images cannot be read, or no recipe takes them.
     """
-    values = _values(config)
+    values = workdirs.flat(config)
     unset = [key for key in values if key in _KEYS and values[key] is None]
     if not unset:
         return
