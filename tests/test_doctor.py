@@ -286,7 +286,10 @@ def test_a_config_is_looked_at_too():
     assert [finding.status for finding in found] == [OK, OK, OK] and "bundled: 10000" in found[1].said
     missing = list(doctor.of_config(cifar10.get_config(), FOLDER._replace(free=GIB)))
     assert [finding.status for finding in missing] == [OK, PROBLEM, PROBLEM]
-    assert missing[1].remedy.startswith("curl ") and "cifar-10-binary" in missing[1].remedy
+    assert (
+        missing[1].remedy.startswith("add --config.data.download=True, or curl ")
+        and "cifar-10-binary" in missing[1].remedy
+    )
     # 55,757,190 parameters in four copies of 4 bytes, and three checkpoints at a time; seven are kept for good.
     assert missing[2].said.startswith("0.8 GiB each, 10 at one time; 1.0 GiB free in /here")
     config = smoke.get_config()  # 20 steps, a snapshot every 2; 10 classes
