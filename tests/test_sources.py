@@ -305,7 +305,7 @@ def test_a_zip_that_unpacks_to_too_much(tmp_path):
         ([[n, -1] for n in names()], "labels run from -1"),
         ([[n, 10**30] for n in names()], "beyond 64 bits"),
         ([[n, 1] for n in names()[1:]], "no class for 1 of 6 images"),
-        ([[n, 1] for n in [*names(), "gone.png"]], "names 1 images that are not there, gone.png"),
+        ([[n, 1] for n in [*names(), "gone.png"]], "names 1 images that are not there, 'gone.png'"),
     ],
 )
 def test_labels_that_do_not_match(tmp_path, labels, message):
@@ -345,7 +345,7 @@ def test_what_is_no_file_in_a_folder(tmp_path, monkeypatch):
         open_source(spec)
     (tmp_path / "set" / "pipe.png").unlink()
     (tmp_path / "set" / "pipe.png").symlink_to("nowhere")
-    with pytest.raises(FileNotFoundError, match=r"pipe.png"):
+    with pytest.raises(ValueError, match=r"pipe.png: cannot be read .*repair the link.*data.on_error=skip"):
         open_source(spec)
     (tmp_path / "set" / "pipe.png").unlink()
     os.truncate(tmp_path / "set" / names()[3], decoding.MAX_BYTES + 1)  # sparse: it takes no room

@@ -6,12 +6,15 @@ batches, processes or devices: `order` says which numbers a step wants, `pipelin
 
 import dataclasses
 import hashlib
+import pathlib
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
 NO_LABEL = -1
+_PACKED_LIMIT, _MOST_PACKED = 1 << 28, 100
+_CONTAINER = pathlib.Path("/sys/fs/cgroup")  # version 2
 
 
 @runtime_checkable
@@ -92,6 +95,37 @@ class Arrays:
 def reason(error: Exception) -> str:
     """What a library complained of, in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def check_room(size: int, packed: int) -> None:
+    """Raises ValueError where an array of `size` bytes, packed in `packed`, is not to be unpacked into memory.
+
+    Either it does not fit into three quarters of what is free, or it is packed 100 to 1 and beyond 256 MiB, which
+    photographs and drawings are not: such a file is made to fill a memory, or broken.
+    """
+    if size > _PACKED_LIMIT and size > _MOST_PACKED * packed:
+        raise ValueError(
+            f"it unpacks from {packed:,} to {size:,} bytes; beyond {_PACKED_LIMIT:,} bytes at most {_MOST_PACKED} to 1 "
+            "is read; use a zip of PNGs"
+        )
+    if (free := free_memory()) is not None and size > free * 3 // 4:
+        raise ValueError(f"it takes {size:,} bytes of memory, {free:,} are free; use a zip of PNGs, which stay on disk")
+
+
+def free_memory() -> int | None:
+    """Bytes that the system, and the container, still give; None where neither says."""
+    known = []
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        known += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        most, used = (int((_CONTAINER / f"memory.{name}").read_text(encoding="utf-8")) for name in ("max", "current"))
+        known.append(max(0, most - used))
+    except (OSError, ValueError):  # none, or "max"
+        pass
+    return min(known, default=None)
 
 
 def from_arrays(spec: str, images: np.ndarray, labels: np.ndarray | None = None) -> Arrays:

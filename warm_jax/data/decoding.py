@@ -1,8 +1,8 @@
 """One encoded image (PNG, JPEG, WebP) to pixels: exactly as stored, or not at all.
 
 `decode` is what training reads with: 8-bit grey and RGB, and what expands to them without loss (1-bit, palettes).
-Whatever would need a decision (16 bits, CMYK, transparency, animation) is an error that names the image; `prepare`
-decides, once:
+Whatever would need a decision (16 bits, CMYK, transparency, an orientation to apply) is an error that names the image;
+`prepare` decides, once:
 
     16 bits         the high byte
     transparency    over white
@@ -25,11 +25,18 @@ MAX_PIXELS = 1 << 26
 MAX_BYTES = 1 << 29
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 
-_PREPARE = "--mode=prepare converts it"
+_ORIENTATION = 0x0112  # EXIF's tag
 
 
-def open_picture(content: bytes | np.ndarray, name: str) -> Image.Image:
-    """A Pillow image of any mode, decoded whole; ValueError names it if it is broken, too large or animated."""
+class UnpreparedError(ValueError):
+    """An image that is whole, but not as training reads them; `--mode=prepare` makes it so."""
+
+
+def open_picture(content: bytes | np.ndarray, name: str, load: bool = True) -> Image.Image:
+    """A Pillow image of any mode, decoded whole; ValueError names it if it is broken, too large or animated.
+
+    Without `load` only its header is read.
+    """
     if isinstance(content, np.ndarray):
         return Image.fromarray(content[..., 0] if content.shape[-1] == 1 else content)
     if len(content) > MAX_BYTES:
@@ -38,7 +45,7 @@ def open_picture(content: bytes | np.ndarray, name: str) -> Image.Image:
         picture = Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP"))
         size = picture.size
         animated = picture.format in ("PNG", "WEBP") and getattr(picture, "n_frames", 1) > 1
-        if size[0] * size[1] <= MAX_PIXELS and not animated:
+        if size[0] * size[1] <= MAX_PIXELS and not animated and load:
             picture.load()
     except Exception as error:  # on broken files Pillow raises OSError, SyntaxError, ValueError, struct.error, …
         found = _reason(error)
@@ -55,22 +62,24 @@ def open_picture(content: bytes | np.ndarray, name: str) -> Image.Image:
 
 
 def decode(content: bytes | np.ndarray, name: str) -> UInt8[np.ndarray, "h w c"]:
-    """The stored pixels, 1 or 3 channels; ValueError where they are not 8-bit grey or RGB."""
+    """The stored pixels, 1 or 3 channels; ValueError if broken, UnpreparedError if of another kind."""
     if isinstance(content, np.ndarray):
         if content.dtype != np.uint8 or content.ndim != 3 or content.shape[-1] not in (1, 3):
-            raise ValueError(f"{name}: {content.dtype}{list(content.shape)}, not uint8 of 1 or 3 channels; {_PREPARE}")
+            raise UnpreparedError(f"{name}: {content.dtype}{list(content.shape)}, not uint8 of 1 or 3 channels")
         return content
     picture = open_picture(content, name)
+    if (turned := _orientation(picture)) != 1:
+        raise UnpreparedError(f"{name}: is stored turned or mirrored (EXIF orientation {turned})")
     if _is_deep_png(content) or picture.mode.startswith(("I", "F")):
-        raise ValueError(f"{name}: more than 8 bits a channel; {_PREPARE}")
+        raise UnpreparedError(f"{name}: more than 8 bits a channel")
     if picture.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in picture.info:
-        raise ValueError(f"{name}: has transparency ({picture.mode}); {_PREPARE}")
+        raise UnpreparedError(f"{name}: has transparency ({picture.mode})")
     if picture.mode == "1":
         picture = picture.convert("L")
     elif picture.mode == "P":
         picture = picture.convert("RGB")
     elif picture.mode not in ("L", "RGB"):
-        raise ValueError(f"{name}: colour mode {picture.mode}, not grey or RGB; {_PREPARE}")
+        raise UnpreparedError(f"{name}: colour mode {picture.mode}, not grey or RGB")
     pixels = np.asarray(picture)
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
@@ -109,6 +118,15 @@ def encode_png(pixels: UInt8[np.ndarray, "h w c"]) -> bytes:
 def _is_deep_png(content: bytes) -> bool:
     # Pillow hands out 16-bit RGB as 8-bit RGB without a word; byte 24 of a PNG is the bit depth in IHDR.
     return content[:8] == b"\x89PNG\r\n\x1a\n" and content[24:25] == b"\x10"
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF's, 1 to 8; 1, as it is stored, also where the EXIF data are broken."""
+    try:
+        found = picture.getexif().get(_ORIENTATION, 1)
+    except Exception:  # struct.error, SyntaxError, …
+        return 1
+    return found if found in range(1, 9) else 1
 
 
 def _reason(error: Exception) -> str:

@@ -43,6 +43,11 @@ def parse(content: bytes, name: str) -> np.ndarray:
         size, data = math.prod(shape), bytearray()
         if size > _MAX_BYTES:
             raise ValueError(f"{name}: claims {size} bytes of data, the limit is {_MAX_BYTES}; the header is broken")
+        if isinstance(stream, gzip.GzipFile):
+            try:
+                arrays.check_room(size, len(content))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
         while len(data) < size and (chunk := stream.read(min(_CHUNK, size - len(data)))):
             data += chunk
         if len(data) != size or stream.read(1):

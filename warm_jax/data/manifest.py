@@ -41,7 +41,7 @@ def hash_pixels(pixels: np.ndarray) -> str:
 
 def beside(path: pathlib.Path) -> pathlib.Path:
     """Where the manifest of `path` is."""
-    return path.with_name(path.name + ".manifest.json")
+    return pathlib.Path(f"{path}.manifest.json")
 
 
 def write(path: pathlib.Path, manifest: Manifest) -> None:

@@ -1,4 +1,8 @@
-"""numpy archives: `images` uint8 `[n, H, W]` or `[n, H, W, C]`, and `labels` `[n]`. Pickles are never read."""
+"""numpy archives: `images` uint8 `[n, H, W]` or `[n, H, W, C]`, and `labels` `[n]`. Pickles are never read.
+
+What an array takes is known from its header, and refused before anything is unpacked where it is too much: see
+`arrays.check_room`. The CRC-32 of what is read is checked, and so are the names of what is not.
+"""
 
 import math
 import pathlib
@@ -6,12 +10,10 @@ import zipfile
 
 import numpy as np
 
-from warm_jax.data import arrays
+from warm_jax.data import arrays, files
 
 _IMAGES = ("images", "arr_0", "x")
 _LABELS = ("labels", "label", "arr_1", "y")
-
-_MAX_BYTES = 1 << 36  # as for IDX: nothing so large belongs into memory
 
 
 def open_npz(path: pathlib.Path) -> arrays.Arrays:
@@ -19,9 +21,14 @@ def open_npz(path: pathlib.Path) -> arrays.Arrays:
     with path.open("rb") as stream:
         try:
             archive = zipfile.ZipFile(stream)
-            stored = {name.removesuffix(".npy"): archive.getinfo(name) for name in archive.namelist()}
+            entries = archive.infolist()
         except Exception as error:  # BadZipFile, struct.error, ValueError, OSError, …, by what is broken
             raise ValueError(f"{path}: not a readable .npz ({arrays.reason(error)}); get it again") from error
+        stored = {entry.filename.removesuffix(".npy"): entry for entry in entries}
+        if len(stored) != len(entries):
+            raise ValueError(f"{path}: holds one name twice; make it again")
+        for entry in entries:  # a damaged name must not make the labels disappear
+            files.check_entry(archive, entry, path)
         images = next((stored[k] for k in _IMAGES if k in stored), None)
         labels = next((stored[k] for k in _LABELS if k in stored), None)
         if images is None:
@@ -41,8 +48,9 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: pathlib.Path)
             if dtype.hasobject:
                 raise ValueError("it holds Python objects, which are never unpickled")
             size, data = math.prod(shape) * dtype.itemsize, bytearray()
-            if size > _MAX_BYTES:
-                raise ValueError(f"it claims {size:,} bytes, the limit is {_MAX_BYTES:,}; use a zip")
+            if size != entry.file_size - stream.tell():
+                raise ValueError(f"{dtype}{list(shape)} does not fit its {entry.file_size} bytes")
+            arrays.check_room(size, entry.compress_size)
             # One read of `size` would allocate what the header claims, not what is there.
             while len(data) < size and (chunk := stream.read(min(1 << 24, size - len(data)))):
                 data += chunk

@@ -8,6 +8,7 @@ lmdb:PATH              LSUN's databases
 arrayrecord:PATH       what `prepare` writes
 tfds:NAME[@SPLIT]      TensorFlow Datasets, prepared as ArrayRecord; also a folder or gs://… that holds one
 cifar10:PATH[@test]    CIFAR-10's binary archive
+PATH                   any of them, told by its ending or by what is in the folder
 
 A PATH may be gs://BUCKET/… where the bucket is mounted (see `buckets`).
 """
@@ -17,19 +18,21 @@ import dataclasses
 import hashlib
 import logging
 import pathlib
+import shlex
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
-from warm_jax.data import arrays, buckets, cifar, decoding, files, idx, manifest, npz, records
+from warm_jax.data import arrays, buckets, cifar, decoding, files, folders, idx, manifest, npz, records
 from warm_jax.data.arrays import Items, Source
 
 __all__ = ["Items", "Source", "open_items", "open_source"]
 
 _KINDS = (
     "bundled, idx:PATH, zip:PATH, folder:PATH, npz:PATH, lmdb:PATH, arrayrecord:PATH, tfds:NAME[@SPLIT], "
-    "cifar10:PATH[@test]"
+    "cifar10:PATH[@test], or a PATH that is there"
 )
 _OPEN = {
     "idx": idx.open_idx,
@@ -39,6 +42,16 @@ _OPEN = {
     "lmdb": records.open_lmdb,
     "arrayrecord": records.open_arrayrecord,
 }
+_ENDINGS = {  # of a file that is named without its kind
+    **{".zip": "zip", ".npz": "npz", ".arrayrecord": "arrayrecord", ".array_record": "arrayrecord", ".mdb": "lmdb"},
+    **{".tar.gz": "cifar10", ".tgz": "cifar10", "-ubyte": "idx", "-ubyte.gz": "idx"},
+}
+_SIGNS = {
+    "data.mdb": "lmdb",
+    "data_batch_1.bin": "cifar10",
+    "dataset_info.json": "tfds",
+}  # of a folder: what lies in it
+_SIDES = (32, 64, 128, 256, 512)  # that are suggested
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,25 +105,27 @@ def open_source(
     if on_error not in ("raise", "skip"):
         raise ValueError(f"data.on_error is {on_error!r}; it must be 'raise' or 'skip'")
     items = open_items(spec)
+    problems = getattr(items, "problems", {})
+    if problems and on_error == "raise":
+        name, problem = next(iter(problems.items()))
+        more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise ValueError(f"{items.spec}: {folders.printable(name)}: {problem}, or data.on_error=skip{more}")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if isinstance(items, arrays.Arrays):
-        _check_shape(items.spec, items.image_shape, size, channels)
+        _check_shape(items.spec, items.image_shape, size, channels, items)
         return items
     if on_error == "skip":
         return _skipping(items, size, channels)
-    content, _ = items.get(0)
-    shape = decoding.decode(content, f"{items.spec}: {items.name(0)}").shape
-    _check_shape(f"{items.spec}: {items.name(0)}", shape, size, channels, items.spec)
-    return Decoded(items, shape, np.arange(len(items)))
+    pixels, _ = _pixels(items, 0, size, channels)
+    _check_shape(f"{items.spec}: {items.name(0)}", pixels.shape, size, channels, items)
+    return Decoded(items, pixels.shape, np.arange(len(items)))
 
 
 def open_items(spec: str) -> Items:
     """What `spec` names, image by image as it is stored: of any size and colour mode."""
-    kind, _, rest = spec.partition(":")
     if spec == "bundled":
         return idx.bundled()
-    if not rest or kind not in (*_OPEN, "tfds", "cifar10"):
-        raise ValueError(f"no such data source: {spec!r}; it must be one of {_KINDS}")
+    kind, rest = _kind(spec)
     if kind == "tfds":
         return records.open_tfds(rest)
     if kind == "cifar10":
@@ -119,21 +134,52 @@ def open_items(spec: str) -> Items:
     path = _path(rest)
     if kind != "folder" and path.is_dir() and kind not in ("idx", "lmdb"):
         raise ValueError(f"{spec}: is a folder; name a file, or use folder:{rest}")
+    if kind == "folder" and path.is_file():
+        raise ValueError(f"{spec}: is a file; name the folder that it is in, or leave out folder:")
     items = _OPEN[kind](path)
     manifest.check(path, items.fingerprint)
     return items
+
+
+def _kind(spec: str) -> tuple[str, str]:
+    """The kind and the path of a source, the kind told from the path where it is not said. ValueError, OSError."""
+    kind, _, rest = spec.partition(":")
+    if rest and kind in (*_OPEN, "tfds", "cifar10"):
+        return kind, rest
+    path = _path(spec)
+    if spec and path.is_dir():
+        signs = [kind for name, kind in _SIGNS.items() if (path / name).is_file()]
+        signs += ["idx"] if any(path.glob("*images*-ubyte*")) else []
+        return (signs or ["folder"])[0], spec
+    known = [kind for ending, kind in _ENDINGS.items() if path.name.lower().endswith(ending)]
+    if known:
+        return known[0], spec
+    if path.exists():
+        raise ValueError(f"{spec}: no kind of source is known by such a name; say it, as one of {_KINDS}")
+    if "/" in spec:
+        raise FileNotFoundError(f"no such file or folder: {spec!r}; it must be one of {_KINDS}")
+    raise ValueError(f"no such data source: {spec!r}; it must be one of {_KINDS}")
 
 
 def _path(text: str) -> pathlib.Path:
     return buckets.local(text).expanduser()
 
 
-def _decode(items: Items, index: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, int]:
+def _pixels(
+    items: Items, index: int, size: tuple[int, int] | None, channels: int | None
+) -> tuple[UInt8[np.ndarray, "h w c"], int]:
+    """An image of any shape, and its class; ValueError, with the command that helps, where training cannot read it."""
     content, label = items.get(index)
-    name = f"{items.spec}: {items.name(index)}"
-    pixels = decoding.decode(content, name)
+    try:
+        return decoding.decode(content, f"{items.spec}: {items.name(index)}"), label
+    except decoding.UnpreparedError as error:
+        raise ValueError(f"{error}; {_remedy(items, size, channels)}") from error
+
+
+def _decode(items: Items, index: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, int]:
+    pixels, label = _pixels(items, index, shape[:2], shape[2])
     if pixels.shape != shape:
-        _check_shape(name, pixels.shape, shape[:2], shape[2], items.spec)
+        _check_shape(f"{items.spec}: {items.name(index)}", pixels.shape, shape[:2], shape[2], items)
     return pixels, label
 
 
@@ -144,7 +190,7 @@ def _skipping(items: Items, size: tuple[int, int] | None, channels: int | None) 
         try:
             content, _ = items.get(index)
             shape = decoding.decode(content, items.name(index)).shape
-            _check_shape(items.name(index), shape, size, channels, items.spec)
+            _check_shape(items.name(index), shape, size, channels, items)
         except (ValueError, OSError) as error:
             return None, str(error)
         return shape, ""
@@ -172,12 +218,47 @@ def _skipping(items: Items, size: tuple[int, int] | None, channels: int | None) 
 
 
 def _check_shape(
-    name: str, shape: tuple[int, ...], size: tuple[int, int] | None, channels: int | None, spec: str | None = None
+    name: str, shape: tuple[int, ...], size: tuple[int, int] | None, channels: int | None, items: Items
 ) -> None:
     (height, width), depth = size or shape[:2], channels or shape[2]
     if shape == (height, width, depth):
         return
-    remedy = f"run once: python -m warm_jax.main --config=… --mode=prepare --images={spec or name} --out=FILE.zip"
+    remedy = _remedy(items, (height, width), depth)
     if shape[:2] != (height, width):
         raise ValueError(f"{name}: is {shape[0]}×{shape[1]} pixels, not {height}×{width} (data.image_size); {remedy}")
     raise ValueError(f"{name}: has {shape[2]} channels, not {depth} (data.channels); {remedy}")
+
+
+def _remedy(items: Items, size: tuple[int, int] | None, channels: int | None) -> str:
+    out, command = preparing(items.spec, size or suited_size(items), channels)
+    classes = f"{items.num_classes} classes" if items.num_classes else "no classes"
+    return f"run once: {command} and then use zip:{out}, which will have {classes} (data.num_classes)"
+
+
+def suited_size(items: Items, most: int = 32) -> tuple[int, int]:
+    """A height and width to resize images to that are of many: by the headers of up to `most`, spread over them."""
+    sides = []
+    for index in np.unique(np.linspace(0, len(items) - 1, min(len(items), most)).astype(int)).tolist():
+        try:
+            sides.append(min(decoding.open_picture(items.get(index)[0], "", load=False).size))
+        except (ValueError, OSError):
+            continue
+    return suited(sides)
+
+
+def suited(sides: Sequence[int]) -> tuple[int, int]:
+    """The largest usual size that most images of these shorter sides need not be enlarged to."""
+    middle = sorted(sides)[len(sides) // 4] if sides else _SIDES[0]
+    side = max((side for side in _SIDES if side <= middle), default=_SIDES[0])
+    return side, side
+
+
+def preparing(spec: str, size: tuple[int, int], channels: int | None) -> tuple[str, str]:
+    """Where prepared images go, and the command that makes them. Sides that differ are said by the config."""
+    name = pathlib.PurePath(spec.rpartition(":")[2].rstrip("/")).name.partition(".")[0] or "images"
+    out = f"data/{name}-{size[0]}x{size[1]}.zip"
+    shape = [f"--image_size={size[0]}"] if size[0] == size[1] else ["--config=FILE.py"]
+    shape += [f"--channels={channels}"] if channels else []
+    return out, shlex.join(
+        ["python", "-m", "warm_jax.main", "--mode=prepare", f"--images={spec}", *shape, f"--out={out}"]
+    )
