@@ -12,6 +12,7 @@ import os
 import pathlib
 import zipfile
 from collections.abc import Mapping
+from typing import BinaryIO
 
 import numpy as np
 
@@ -141,10 +142,28 @@ def _archive(path: pathlib.Path, stamp: tuple[int, int], process: int) -> zipfil
     """An open zip, one handle a process (zipfile serialises reads); `stamp` and `process` are keys of the cache."""
     stream = path.open("rb")
     try:
-        return zipfile.ZipFile(stream)
+        return open_archive(stream)
     except Exception as error:  # BadZipFile, struct.error, ValueError, OSError, …, by what is broken
         stream.close()
         raise ValueError(f"{path}: not a readable zip ({arrays.reason(error)}); get it again") from error
+
+
+def open_archive(stream: BinaryIO) -> zipfile.ZipFile:
+    """A zip whose directory holds as many entries as its end says; zipfile reads on where one swallows the next."""
+    archive = zipfile.ZipFile(stream)
+    length = stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, length - 2**16 - 100))
+    tail = stream.read()
+    at = len(tail) - 22 if tail[-22:-18] == b"PK\5\6" and tail[-2:] == b"\0\0" else tail.rfind(b"PK\5\6")
+    said, many = int.from_bytes(tail[at + 10 : at + 12], "little"), tail[max(0, at - 76) : at]
+    found = len(archive.infolist())
+    if many[:4] == b"PK\6\6" and said == 0xFFFF:  # zip64's own end stands before it
+        said = int.from_bytes(many[32:40], "little")
+    elif found > 0xFFFF:  # of some tools, that write what fits
+        found &= 0xFFFF
+    if found != said:
+        raise zipfile.BadZipFile(f"its directory has {found} entries, its end says {said}")
+    return archive
 
 
 def _read(archive: zipfile.ZipFile, name: str, path: pathlib.Path) -> bytes:

@@ -20,7 +20,7 @@ def open_npz(path: pathlib.Path) -> arrays.Arrays:
     """The images (`images`, `arr_0` or `x`) and classes (`labels`, `label`, `arr_1` or `y`) in an .npz."""
     with path.open("rb") as stream:
         try:
-            archive = zipfile.ZipFile(stream)
+            archive = files.open_archive(stream)
             entries = archive.infolist()
         except Exception as error:  # BadZipFile, struct.error, ValueError, OSError, …, by what is broken
             raise ValueError(f"{path}: not a readable .npz ({arrays.reason(error)}); get it again") from error

@@ -154,7 +154,7 @@ def _kind(spec: str) -> tuple[str, str]:
     known = [kind for ending, kind in _ENDINGS.items() if path.name.lower().endswith(ending)]
     if known:
         return known[0], spec
-    if path.exists():
+    if spec and path.exists():
         raise ValueError(f"{spec}: no kind of source is known by such a name; say it, as one of {_KINDS}")
     if "/" in spec:
         raise FileNotFoundError(f"no such file or folder: {spec!r}; it must be one of {_KINDS}")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from warm_jax.weights import pth
-from warm_jax.weights.pickles import Call, Machine, Record, wrong
+from warm_jax.weights.pickles import Call, Machine, Record, looks_like, wrong
 
 _MAX_DEPTH, _MAX_MODULES = 8, 10_000  # a module that contains itself, or one many times, would multiply
 _MODULE_DICT = "torch.nn.modules.container ModuleDict"
@@ -108,6 +108,11 @@ def _module(record: object, depth: int, left: list[int]) -> Module:
 def read_network(path: str | os.PathLike) -> Module:
     """The network under "ema" with its preconditioning around it; ValueError, naming the cause, for other files."""
     data = Path(path).read_bytes()
+    if kind := looks_like(data):
+        raise ValueError(
+            f"{path}: is {kind}. --from_edm takes a pickled network, as EDM's published edm-*.pkl and the "
+            "network-snapshot-*.pkl that its training writes beside training-state-*.pt"
+        )
     try:
         found = Machine(_CALLS).run(io.BytesIO(data))
         if type(found) is not dict or type(found.get("ema")) is not Record:

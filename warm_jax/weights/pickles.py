@@ -37,10 +37,30 @@ def wrong(text: str) -> ValueError:
     return ValueError(f"not a file of tensors: {text}")
 
 
+_KINDS = {  # how other files begin that people give for one of weights
+    b"PK\x03\x04": "a zip, as torch.save writes it (tensors by name, without the network around them)",
+    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.": "PyTorch's older format, as torch.save wrote it before 1.6",
+    b"version https://git-lfs": "a pointer of Git LFS in place of the file: run git lfs pull",
+    b"\x1f\x8b": "gzip: unpack it first",
+    b"\x89HDF": "HDF5",
+    b"\x93NUMPY": "an array of numpy's",
+    b"<": "a web page in place of the file: download it again",
+}
+
+
+def looks_like(data: bytes) -> str:
+    """What a file is by its beginning, for messages; "" where that does not tell."""
+    known = [text for start, text in _KINDS.items() if data.lstrip(b" \r\n").startswith(start)]
+    safetensors = data[8:10] == b'{"' and int.from_bytes(data[:8], "little") < len(data)
+    return (known or ["a file of safetensors" if safetensors else ""])[0]
+
+
 def _opcodes(stream: io.BytesIO) -> Iterator[tuple[pickletools.OpcodeInfo, object]]:
     try:
         for opcode, argument, _ in pickletools.genops(stream):
             yield opcode, argument
+    except UnicodeDecodeError:  # of opcodes that only text has
+        raise wrong("no pickle, or a damaged one") from None
     except ValueError as error:
         raise wrong(f"no pickle, or cut short ({error})") from None
 
