@@ -163,12 +163,13 @@ class Draw:
         bias = {"bias": self._normal(outputs, fan_in=10)} if bias else {"bias": None}
         return Part("Linear", {"weight": self._normal(outputs, inputs, fan_in=inputs)} | bias, in_features=inputs)
 
-    def conv(self, inputs, outputs, kernel, resampled=False):
+    def conv(self, inputs, outputs, kernel, resampled=False, fused=False):
         weights = {}
         if kernel:  # 0: it resamples only
             weights["weight"] = self._normal(outputs, inputs, kernel, kernel, fan_in=inputs * kernel**2)
             weights["bias"] = self._normal(outputs, fan_in=10)
-        return Part("Conv2d", weights, {"resample_filter": self.filter if resampled else None}, up=False)
+        buffers = {"resample_filter": self.filter if resampled else None}
+        return Part("Conv2d", weights, buffers, up=False, fused_resample=fused)
 
     def norm(self, channels):
         weights = {"weight": 1 + self._normal(channels, fan_in=10), "bias": self._normal(channels, fan_in=10)}
@@ -194,9 +195,13 @@ class Draw:
 
 
 def network(
-    kind="ddpmpp", side=8, channels=8, mult=(1, 2), blocks=1, attention=(4,), classes=0, augment=9, wrapper="EDMPrecond"
-):
-    """A network with preconditioning around it; `kind` is ddpmpp, ncsnpp or adm."""
+    kind="ddpmpp", side=8, channels=8, mult=(1, 2), blocks=1, attention=(4,), classes=0, augment=9,
+    wrapper="EDMPrecond", decoder="standard", **precond,
+):  # fmt: skip
+    """A network with preconditioning around it, which also has the settings `precond`; `kind` is ddpmpp, ncsnpp or adm.
+
+    With `decoder` "skip" each level of the decoder has an image of its own, as score_sde's networks may.
+    """
     adm, fourier = kind == "adm", kind == "ncsnpp"
     draw = Draw(0, 1e-5 if adm else 1e-6, [1, 3, 3, 1] if fourier else [1, 1])
     wide, width = 4 * channels, channels * (2 if fourier else 1)
@@ -208,7 +213,7 @@ def network(
         if level:
             enc[f"{r}x{r}_down"] = draw.block(out, out, wide, change="down", adm=adm)
             if fourier:
-                enc[f"{r}x{r}_aux_residual"] = draw.conv(pyramid, out, 3, True)
+                enc[f"{r}x{r}_aux_residual"] = draw.conv(pyramid, out, 3, True, fused=True)
                 pyramid = out
             skips.append(out)
         for i in range(blocks):
@@ -226,7 +231,11 @@ def network(
             attends = r in attention and (adm or i == blocks)
             dec[f"{r}x{r}_block{i}"] = draw.block(out + skips.pop(), channels * m, wide, attends, adm=adm)
             out = channels * m
-    children = {"map_noise": Part("FourierEmbedding" if fourier else "PositionalEmbedding", num_channels=width)}
+        if decoder == "skip" and level:
+            dec |= {f"{r}x{r}_aux_norm": draw.norm(out), f"{r}x{r}_aux_conv": draw.conv(out, 3, 3)}
+    embedding = {} if fourier else {"max_positions": 10000, "endpoint": not adm}
+    name = "FourierEmbedding" if fourier else "PositionalEmbedding"
+    children = {"map_noise": Part(name, num_channels=width, **embedding)}
     if fourier:
         children["map_noise"].buffers["freqs"] = draw.rng.normal(size=channels).astype(np.float32)
     if classes:
@@ -241,9 +250,12 @@ def network(
     if adm:
         children |= {f"out_{name}": part for name, part in last.items()}
     asked = {"img_resolution": side, "model_channels": channels, "channel_mult": list(mult), "dropout": 0.1}
+    if not adm:
+        asked |= {"embedding_type": "fourier" if fourier else "positional", "decoder_type": decoder}
+        asked |= {"encoder_type": "residual" if fourier else "standard"}
     model = Part("DhariwalUNet" if adm else "SongUNet", children=children, label_dropout=0, _init_kwargs=asked)
     settings = {"img_resolution": side, "img_channels": 3, "label_dim": classes, "use_fp16": False}
-    settings |= {"sigma_min": 0, "sigma_max": float("inf"), "sigma_data": 0.5}
+    settings |= {"sigma_min": 0, "sigma_max": float("inf"), "sigma_data": 0.5} | precond
     return Part(wrapper, children={"model": model}, **settings)
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import shlex
 import sys
 
@@ -22,7 +23,8 @@ from test_pth import Calls, evil
 
 from configs import cifar10
 from warm_jax.cli import flags, modes
-from warm_jax.convert import from_edm, warm_start
+from warm_jax.convert import edm_settings, from_edm, warm_start
+from warm_jax.models.geometry import STYLES
 from warm_jax.runtime import checkpoint
 from warm_jax.sampling import generate, runs
 from warm_jax.weights.edm_pickle import read_network
@@ -91,7 +93,7 @@ def test_the_converted_denoiser_is_the_source_networks(files, tmp_path, name):
 
 
 def test_settings_come_from_the_file(files):
-    found = from_edm.settings(read_network(files["adm"][1]))
+    found = edm_settings.settings(read_network(files["adm"][1]))
     assert found == {
         "data.image_size": 8,
         "data.channels": 3,
@@ -164,6 +166,46 @@ def test_the_workdir(files, tmp_path, capsys, typed):
     assert warm_start.prepare(config, tmp_path / "warm", start, begun=False).workdir == workdir
     with pytest.raises(ValueError, match="holds a run already"):
         from_edm.prepare(file, str(workdir), "", None, load)
+
+
+def test_pfgmpp_is_not_hot(tmp_path):
+    """Its noise has heavy tails, of as many dimensions as its file says; its config's name says so."""
+    file = write(tmp_path / "a.pkl", small(pfgmpp=True, D=128))
+    pfgmpp = cifar10.get_config("pfgmpp")
+    made = from_edm.prepare(
+        file, str(tmp_path / "run"), "", None, lambda name: {"configs/cifar10.py:pfgmpp": pfgmpp}[name]
+    )
+    assert made.experiment.config.process.system == "pfgmpp"
+    assert made.experiment.config.process.augmented_dims == 128.0 and made.origin["format"].startswith("PFGM++")
+    assert all("configs/cifar10.py:pfgmpp " in command for command in made.commands)
+    with pytest.raises(ValueError, match=r"PFGM\+\+ \(D = 128\).*add :pfgmpp"):
+        from_edm.prepare(file, str(tmp_path / "other"), "configs/cifar10.py:hot", cifar10.get_config("hot"), load)
+    with pytest.raises(ValueError, match="EDM is hot diffusion"):
+        from_edm.prepare(write(tmp_path / "b.pkl", small()), "", "cifar10.py:pfgmpp", pfgmpp, load)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "levels"),
+    [((0, float("inf")), (0.002, 80)), ((0.01, 50.5), (0.01, 50.5)), ((0.001, 100), (0.002, 80))],
+)
+def test_the_networks_noise_levels_bound_the_samplers(tmp_path, bounds, levels):
+    """As edm_sampler does: max(sigma_min, net.sigma_min) and min(sigma_max, net.sigma_max)."""
+    file = write(tmp_path / "a.pkl", small(sigma_min=bounds[0], sigma_max=bounds[1]))
+    made = from_edm.prepare(file, str(tmp_path / "run"), "", None, load)
+    grid = made.experiment.sampled.levels(5)
+    assert (grid[-2], grid[0]) == pytest.approx(levels)
+    assert ("--config.process.beta_max=50.5" in made.commands[0]) == (levels[1] == 50.5)
+
+
+def test_which_config_and_how_it_samples_is_said(tmp_path):
+    file = write(tmp_path / "a.pkl", small(side=16))
+    made = from_edm.prepare(file, str(tmp_path / "run"), "", None, load)
+    assert "configs/cifar10.py:hot, which is for 32 pixels and not for this network's 16" in made.chosen
+    assert (
+        "heun, 18 steps, noise from 80 down to 0.002, rho 7" in made.chosen and "--config.sample.steps" in made.chosen
+    )
+    named = from_edm.prepare(file, str(tmp_path / "run"), "configs/cifar10.py:hot", load(""), load)
+    assert "(as --config says)" in named.chosen
 
 
 # ── What is refused ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -252,6 +294,91 @@ def test_sizes_beyond_the_file_are_refused(tmp_path):
             read_network(path)
 
 
+def doubled(levels=60):
+    """2^60 elements by 60 lists: to print them, or to compare them, would take for ever."""
+    made = 0
+    for _ in range(levels):
+        made = [made, made]
+    return made
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory):
+    """A network as its file has it, whose settings a test may change."""
+    return read_network(write(tmp_path_factory.mktemp("read") / "a.pkl", small(pfgmpp=True, D=64)))
+
+
+def checked(network):
+    """What is done before anything is built, as one text where it complains."""
+    try:
+        edm_settings.noise_levels(network, load(""))
+        edm_settings.settings(network)
+        return "; ".join(edm_settings.misfits(network.children["model"], STYLES["ddpmpp"]))
+    except ValueError as error:
+        return str(error)
+
+
+_ODD = (doubled(), 8.0, 2**200, -1, -(2**200), "8", None, [8], {}, True, float("nan"))
+_FITTING = {"sigma_data": [8.0], "sigma_min": [8.0], "sigma_max": [8.0, 2**200], "D": [8.0], "pfgmpp": [True]}
+
+
+@pytest.mark.parametrize("value", _ODD, ids=lambda value: f"{type(value).__name__}")
+def test_settings_of_another_type_or_range(read, monkeypatch, value):
+    """Of the wrapper, of how the network was made, of its parts: one short line that names it, and soon."""
+    model, parts = read.children["model"], dict(read.walk())
+    places = [(name, read.settings) for name in ("img_resolution", "img_channels", "label_dim", "sigma_data", "D")]
+    places += [(name, read.settings) for name in ("sigma_min", "sigma_max", "pfgmpp")]
+    places += [(name, model.settings["_init_kwargs"]) for name in ("dropout", "label_dropout", "decoder_type")]
+    places += [("_init_kwargs", model.settings), ("eps", parts["model.dec.8x8_in0.norm0"].settings)]
+    places += [(name, parts["model.dec.8x8_in0"].settings) for name in ("num_heads", "skip_scale")]
+    assert checked(read) == ""
+    for name, settings in places:
+        same = [good for good in _FITTING.get(name, ()) if type(good) is type(value) and good == value]
+        if same or (name == "num_heads" and value is True) or (name == "_init_kwargs" and value == {}):
+            continue  # which they may be
+        with monkeypatch.context() as patch:
+            patch.setitem(settings, name, value)
+            said = checked(read)
+        assert re.search(f"{name} (is|are) |for noise from 1.6", said) and len(said) < 400, (name, said)
+
+
+def test_a_small_file_of_much_text(tmp_path):
+    (tmp_path / "a.pkl").write_bytes(edm_files.dumps({"ema": small(img_resolution=doubled())}))
+    with pytest.raises(ValueError, match=r"its img_resolution is \[\[") as caught:
+        from_edm.prepare(str(tmp_path / "a.pkl"), str(tmp_path / "run"), "", None, load)
+    assert len(str(caught.value)) < 400
+
+
+def test_blocks_that_are_no_unet(tmp_path):
+    """Of a number that would be built one by one, and of sides that are no halves."""
+    for name in ("8x8_block999", "5x5_block0", "4096x4096_block0", "8x8_block1"):
+        net = small()
+        blocks = net.children["model"].children["enc"].__dict__["_modules"]
+        blocks[name] = blocks["8x8_block0"]
+        if name == "8x8_block1":
+            del blocks["8x8_block0"]
+        with pytest.raises(ValueError, match="are not those of a U-Net on 8 pixels"):
+            from_edm.prepare(write(tmp_path / "a.pkl", net), str(tmp_path / "run"), "", None, load)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PK\x03\x04" + bytes(50), "is a zip, as torch.save writes it"),
+        (edm_files.saved_storage(np.zeros(3, np.float32)), "PyTorch's older format"),
+        (b"<!DOCTYPE html><html>", "is a web page in place of the file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "run git lfs pull"),
+        (b"(lp0\nI1\nV\x80\n.", "no pickle, or a damaged one|refused"),
+    ],
+)
+def test_other_files_are_told_by_their_beginning(tmp_path, content, message):
+    (tmp_path / "a.pkl").write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        from_edm.prepare(str(tmp_path / "a.pkl"), str(tmp_path / "run"), "", None, load)
+    assert "codec can't" not in str(caught.value)
+    assert "network-snapshot-*.pkl" in str(caught.value) or content[:1] == b"("
+
+
 def test_a_network_that_contains_itself_is_refused(tmp_path):
     """By one object a hundred times in each of five levels, and by a cycle."""
     leaf = edm_files.ModuleDict({})
@@ -284,6 +411,17 @@ def _change(net, name, **settings):
         (lambda: _change(small(), "enc.8x8_block0.norm1", eps=1e-5), "norm1.eps is 1e-05, not 1e-06"),
         (lambda: _change(small(), "dec.8x8_in0", num_heads=4), "dec.8x8_in0.num_heads is 4, not 1"),
         (lambda: _without(small(), "map_layer1"), "map_layer1.kernel is missing"),
+        (lambda: small(mult=(1, 1), decoder="skip"), "decoder_type is 'skip', not 'standard'"),
+        (lambda: _asked(small(mult=(1, 1), decoder="skip"), decoder_type="standard"), "dec_4x4_aux_conv.bias is"),
+        (lambda: _asked(small(), encoder_type="skip"), "encoder_type is 'skip', not 'standard'"),
+        (lambda: _asked(small(), embedding_type=["fourier"]), r"embedding_type is \['fourier'\], not 'positional'"),
+        (lambda: _asked(small(), spectral_norm=True), r"spectral_norm \(True\) is a setting that is not known here"),
+        (lambda: _change(small(), "map_noise", endpoint=False), "map_noise.endpoint is False, not True"),
+        (lambda: _change(small(), "enc.8x8_conv", fused_resample=True), "enc.8x8_conv.fused_resample is True"),
+        (lambda: _with(small(), "out_conv"), "two of its tensors would be out_conv.kernel"),
+        (lambda: small(pfgm=True), "PFGM "),
+        (lambda: small(pfgmpp=True), "does not say its D"),
+        (lambda: small(sigma_min=90), "for noise from 90 to inf, and the config's levels are 0.002 to 80"),
         (lambda: edm_files.Part("EDMPrecond", children={"model": edm_files.Part("Net")}), "without what EDM's have"),
         (lambda: edm_files.Part("EDMPrecond"), "without what EDM's have"),
     ],
@@ -293,6 +431,17 @@ def test_what_is_not_edms_network_is_named(tmp_path, net, message):
     with pytest.raises(ValueError, match=message) as caught:
         from_edm.prepare(file, str(tmp_path / "run"), "", None, load)
     assert file in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def _asked(net, **settings):
+    net.children["model"].settings["_init_kwargs"] |= settings
+    return net
+
+
+def _with(net, name):
+    children = net.children["model"].children
+    children[name] = children["dec"].__dict__["_modules"]["8x8_aux_conv"]
+    return net
 
 
 def _without(net, name):

@@ -18,6 +18,7 @@ from warm_jax.weights import pth
 from warm_jax.weights.pickles import Call, Machine, Record, looks_like, wrong
 
 _MAX_DEPTH, _MAX_MODULES = 8, 10_000  # a module that contains itself, or one many times, would multiply
+_PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
 _MODULE_DICT = "torch.nn.modules.container ModuleDict"
 
 
@@ -27,7 +28,7 @@ class Module:
 
     Attributes:
       kind: The name of its class.
-      settings: Its plain attributes: numbers, strings, lists.
+      settings: Its plain attributes: numbers, strings, None, lists and dicts, of whatever is in them.
       parameters: Its own tensors, trained.
       buffers: Its own tensors, fixed.
       children: The parts that it is made of.
@@ -98,7 +99,7 @@ def _module(record: object, depth: int, left: list[int]) -> Module:
         raise wrong(f"a {record.name[:100]} whose parameters are not tensors")
     return Module(
         record.name,
-        {key: value for key, value in state.items() if type(value) in (bool, int, float, str, list, dict)},
+        {key: value for key, value in state.items() if type(value) in _PLAIN},
         {key: tensor.array() for key, tensor in parts["_parameters"].items()},
         {key: tensor.array() for key, tensor in parts["_buffers"].items()},
         {key: _module(child, depth + 1, left) for key, child in parts["_modules"].items()},

@@ -8,6 +8,7 @@ other opcode, is refused by name. What is built holds no more bytes than the fil
 
 import io
 import pickletools
+import reprlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 ORDERED_DICT = "collections OrderedDict"
@@ -48,9 +49,18 @@ _KINDS = {  # how other files begin that people give for one of weights
 }
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxtuple, _SHORT.maxstring = 2, 4, 4, 4, 80
+
+
+def shown(value: object) -> str:
+    """A value out of a file, for messages: short, whatever it holds. The repr of lists in lists could take for ever."""
+    return _SHORT.repr(value)
+
+
 def looks_like(data: bytes) -> str:
     """What a file is by its beginning, for messages; "" where that does not tell."""
-    known = [text for start, text in _KINDS.items() if data.lstrip(b" \r\n").startswith(start)]
+    known = [text for start, text in _KINDS.items() if data[:1000].lstrip(b" \r\n").startswith(start)]
     safetensors = data[8:10] == b'{"' and int.from_bytes(data[:8], "little") < len(data)
     return (known or ["a file of safetensors" if safetensors else ""])[0]
 
