@@ -121,10 +121,33 @@ def test_mixed_and_broken(tmp_path, monkeypatch, capsys):
     report = run(f"zip:{tmp_path / 'set.zip'}", tmp_path / "out")
     assert report["readable"] == 2 and len(report["mean"]) == 3
     assert len(report["broken"]) == 1 and "broken.png" in report["broken"][0]
-    assert sorted(problem.split(":")[0] for problem in report["to_prepare"]) == ["alpha.png", "deep.png"]
+    named = sorted(problem.split(":")[0] for problem in report["to_prepare"])
+    assert named == ["alpha.png", "colour.png", "deep.png", "grey.png"]  # the readable ones are of two shapes
+    assert "--image_size=32 --channels=3" in report["prepare"]
     assert report["sizes"] == {"16×16": 3, "20×30": 1} and report["spectrum"]["side"] == 16
     assert not (tmp_path / "out" / "spectrum.png").exists()
     assert "pip install 'warm_jax[plot]'" in capsys.readouterr().out
+
+
+def test_many_sizes_and_orientations_are_to_prepare(tmp_path, capsys):
+    """As a camera and the web give them: nothing of it can be trained on as it is."""
+    folder, turned = tmp_path / "photos", Image.Exif()
+    folder.mkdir()
+    for i in range(40):
+        Image.fromarray(np.full((64 + i, 80, 3), i, np.uint8)).save(folder / f"{i:02d}.png")
+    report = run(str(folder), tmp_path / "out")  # a bare path
+    assert len(report["to_prepare"]) == 40 and "there is no common size" in report["to_prepare"][7]
+    said = capsys.readouterr().out
+    assert f"--mode=prepare --images=folder:{folder} --image_size=64 --channels=3 --out=data/photos-64x64.zip" in said
+    for i in range(40):
+        (folder / f"{i:02d}.png").unlink()
+    turned[0x0112] = 6
+    for i in range(4):
+        content = encode(np.full((40, 60), i, np.uint8), **({"exif": turned} if i == 2 else {}))
+        (folder / f"{i}.png").write_bytes(content)
+    report = run(str(folder), tmp_path / "again")
+    assert report["to_prepare"] == ["2.png: is stored turned or mirrored (EXIF orientation 6)"]
+    assert "--image_size=32 --channels=1" in report["prepare"]
 
 
 def test_nothing_readable_and_a_limit(tmp_path):

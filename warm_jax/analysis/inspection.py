@@ -28,7 +28,7 @@ _SPECTRUM_PIXELS, _SPECTRUM_SIDE = 2**27, 256  # … but of large images fewer, 
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """One image: its size and colour mode, what is wrong with it, and sums over its pixels."""
+    """One image: its size and colour mode, why training would not read it, and sums over its pixels."""
 
     shape: tuple[int, int] | None  # None: broken
     mode: str
@@ -59,7 +59,9 @@ def run(images: str, out: str, *, limit: int | None = None, workers: int | None 
         side = min(min(seen[i].shape) for i in good)
         report["spectrum"] = _write_spectrum(folder, spectrum(items, good, min(side, _SPECTRUM_SIDE)))
         contact_sheet(items, good, [seen[i].label for i in good]).save(folder / "contact_sheet.png")
-    (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    # A path that is not UTF-8 has lone surrogates, which JSON can only escape.
+    (folder / "report.json").write_text(text, encoding="utf-8", errors="backslashreplace")
     print(_text(report))
     print(f"written: {', '.join(sorted(p.name for p in folder.iterdir()))} in {folder}")
     return 0
@@ -86,7 +88,7 @@ def summarise(items: Items, seen: list[Seen]) -> dict:
 
     `sigma_data` is the standard deviation about the one mean of all channels: √(E[x²] - E[x]²), EDM's σ_data.
     """
-    good = [one for one in seen if not one.problem]
+    good, uneven = [one for one in seen if not one.problem], _uneven(items, seen)
     by_digest = collections.defaultdict(list)
     for index, one in enumerate(seen):
         if not one.problem:
@@ -100,9 +102,13 @@ def summarise(items: Items, seen: list[Seen]) -> dict:
         "colour_modes": dict(collections.Counter(one.mode for one in seen if one.shape).most_common()),
         "classes": {str(label): classes[label] for label in sorted(classes)},
         "broken": [one.problem for one in seen if not one.shape],
-        "to_prepare": [one.problem for one in seen if one.shape and one.problem],
+        "to_prepare": [one.problem for one in seen if one.shape and one.problem] + uneven,
         "duplicates": {"images_too_many": sum(len(names) - 1 for names in twins), "groups": twins[:100]},
     }
+    if report["to_prepare"]:
+        sides = [min(one.shape) for one in seen if one.shape]
+        grey = all(one.mode in ("L", "1") for one in seen if one.shape)
+        report["prepare"] = sources.preparing(items.spec, sources.suited(sides), 1 if grey else 3)[1]
     if good:
         pixels = sum(one.shape[0] * one.shape[1] for one in good)
         mean, square = sum(one.sums for one in good) / pixels
@@ -111,6 +117,19 @@ def summarise(items: Items, seen: list[Seen]) -> dict:
         report["std"] = np.sqrt(square - mean**2)[:channels].tolist()
         report["sigma_data"] = float(np.sqrt(square.mean() - mean.mean() ** 2))
     return report
+
+
+def _uneven(items: Items, seen: list[Seen]) -> list[str]:
+    """Of readable images that are not of one shape, those that differ from most; all, where there are no most."""
+    shapes = [None if one.problem else (*one.shape, 1 if one.mode in ("L", "1") else 3) for one in seen]
+    (most, count), *others = collections.Counter(filter(None, shapes)).most_common() or [(None, 0)]
+    alone = 2 * count <= sum(shape is not None for shape in shapes)  # no shape is that of more than half
+    said = "there is no common size" if alone else f"most are {'×'.join(map(str, most))}"
+    return [
+        f"{items.name(index)}: is {'×'.join(map(str, shape))}, {said}"
+        for index, shape in enumerate(shapes)
+        if others and shape is not None and (alone or shape != most)
+    ]
 
 
 def spectrum(items: Items, good: list[int], side: int) -> spectra.Measured:
@@ -163,7 +182,9 @@ def _write_spectrum(folder: pathlib.Path, measured: spectra.Measured) -> dict:
     found, law = radial.radial(measured.power), radial.slope(measured.power, covariance=measured.covariance)
     errors = np.sqrt(np.maximum(np.diag(measured.covariance), 0))
     lines = [f"{k:.0f},{p:.6g},{e:.3g}" for k, p, e in zip(found.k, found.power, errors, strict=True)]
-    (folder / "spectrum.csv").write_text("\n".join(["frequency,channel_power,standard_error", *lines]) + "\n")
+    (folder / "spectrum.csv").write_text(
+        "\n".join(["frequency,channel_power,standard_error", *lines]) + "\n", encoding="utf-8"
+    )
     slope, error = (None if math.isnan(value) else value for value in law[:2])  # NaN is not JSON
     written = {"images": measured.count, "side": len(measured.power), "slope": slope, "slope_error": error}
     written |= {"slope_bands": [law.first, law.last], "told": spectra.slope_in_words(law)}
@@ -194,6 +215,8 @@ def _text(report: dict) -> str:
         "duplicates": f"{report['duplicates']['images_too_many']}  "
         + some([" = ".join(names[:3]) for names in report["duplicates"]["groups"]], 3),
     }
+    if "prepare" in report:
+        rows["so run once"] = report["prepare"]
     if "mean" in report:
         rows["mean, on [-1, 1]"], rows["std"] = numbers(report["mean"]), numbers(report["std"])
         rows["sigma_data to use"] = f"{report['sigma_data']:.4f}"

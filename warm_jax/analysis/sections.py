@@ -35,7 +35,7 @@ _FEW = 3  # evaluations that stand beside each other
 _AGAIN = """import json, pathlib, ml_collections
 
 def get_config(system="warm"):
-    saved = pathlib.Path(__file__).with_name("config.json").read_text()
+    saved = pathlib.Path(__file__).with_name("config.json").read_text(encoding="utf-8")
     return ml_collections.ConfigDict(json.loads(saved))
 """
 

@@ -131,7 +131,7 @@ def sweep(
             row = {"key": key, **cell._asdict(), "nfe": int(nfe)}
             done[key] = {**row, "scores": {name: float(score) for name, score in scores.items()}}
             if path is not None:
-                with path.open("a") as file:
+                with path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(done[key]) + "\n")
         yield done[key]
 
