@@ -208,17 +208,20 @@ def header_of(width, height):
 
 
 BROKEN = {
-    "text": (b"this is no image", "not a readable PNG or JPEG .it begins like neither.; get it again"),
+    "text": (b"this is no image", "not a readable PNG, JPEG or WebP .it begins like none of them.; get it again"),
     "nothing": (b"", "not a readable"),
-    "truncated PNG": (encoded(Image.fromarray(RGB))[:-60], "not a readable PNG or JPEG"),
-    "truncated JPEG": (encoded(Image.fromarray(SMOOTH), "JPEG")[:-80], r"not a readable PNG or JPEG \((?i:truncated)"),
+    "truncated PNG": (encoded(Image.fromarray(RGB))[:-60], "not a readable PNG, JPEG or WebP"),
+    "truncated JPEG": (
+        encoded(Image.fromarray(SMOOTH), "JPEG")[:-80],
+        r"not a readable PNG, JPEG or WebP \((?i:truncated)",
+    ),
     "beginning of a PNG": (encoded(Image.fromarray(RGB))[:20], "not a readable"),
     "bomb": (
         header_of(60_000, 60_000),
         "60000×60000 pixels, the limit is 67,108,864 in all; cut it into parts, or shrink it",
     ),
     "large": (header_of(9000, 9000), "9000×9000 pixels, the limit is 67,108,864"),
-    "gif": (encoded(Image.fromarray(GREY), "GIF"), "begins like neither"),
+    "gif": (encoded(Image.fromarray(GREY), "GIF"), "begins like none of them"),
     "animated": (
         encoded(Image.fromarray(RGB), save_all=True, append_images=[Image.fromarray(255 - RGB)]),
         "animated; save one frame",

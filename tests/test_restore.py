@@ -380,7 +380,7 @@ def test_broken_images_do_not_stop_the_others(run, pictures, tmp_path):
     status, said, err = run(f"--images={pictures}", f"--out={tmp_path / 'out'}", *LEVELS)
     assert status == 1 and "3 of 6 are in" in said
     for name in ("text.png", "cut.png", "a.jpg"):
-        assert f"WARNING: {name}: not a readable PNG or JPEG" in err
+        assert f"WARNING: {name}: not a readable PNG, JPEG or WebP" in err
     note = json.loads((tmp_path / "out" / "restore.json").read_text())
     assert set(note["failures"]) == {"text.png", "cut.png", "a.jpg"} and set(note["images"]) == {
         "a.png",
@@ -643,9 +643,28 @@ def test_the_limits_of_a_model(system, changes, least, most):
 def test_two_images_of_one_result(tmp_path):
     names = [tmp_path / name for name in ("a.png", "a.jpg", "a_png.png", "before_after.png")]
     with pytest.raises(ValueError, match=r"a_png\.png would be the result of two images"):
-        restore._outputs(names, restore.Asked(""))
-    found = restore._outputs([names[0], names[1], names[3]], restore.Asked(""))
+        restore._outputs(restore._names(names), restore.Asked(""))
+    found = restore._outputs(restore._names([names[0], names[1], names[3]]), restore.Asked(""))
     assert list(found.values()) == [("a_png.png",), ("a_jpg.png",), ("before_after_png.png",)]
+
+
+def test_photographs_in_subfolders(copying, pictures, tmp_path):
+    """Those that prepare reads: below the folder, behind links, of equal names; not what was restored before."""
+    for name in ("holiday", "work"):
+        (pictures / name).mkdir()
+        Image.fromarray(np.zeros((16, 16), np.uint8)).save(pictures / name / "1.png")
+    (tmp_path / "far").mkdir()
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "far" / "2.webp", lossless=True)
+    (pictures / "linked").symlink_to(tmp_path / "far")
+    out = pictures / "restored"
+    for fresh in (6, 0):
+        status, said, err = copying(f"--images={pictures}", f"--out={out}", "--blur=1.0", "--noise=51/510")
+        assert status == 0 and f"{fresh} images restored" in said and "6 of 6 are in" in said, err
+    written = {path.name for path in out.iterdir()}
+    assert {"holiday_1_png.png", "work_1_png.png", "2.png", "a.png"} <= written
+    (pictures / "gone.png").symlink_to("nowhere")
+    status, said, err = copying(f"--images={pictures}", f"--out={out}", "--blur=1.0", "--noise=51/510")
+    assert status == 1 and "gone.png: not a file, or a link that leads nowhere" in err and "6 of 7" in said
 
 
 def test_a_network_that_knows_classes_is_told_none(run, pictures, tmp_path, workdir):

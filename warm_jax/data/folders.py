@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from warm_jax.data import decoding
+from warm_jax.data.decoding import EXTENSIONS as EXTENSIONS
 
 LABELS = "dataset.json"
 
@@ -41,7 +41,7 @@ def printable(name: str) -> str:
 
 def is_image(name: str) -> bool:
     """Whether a path, in a folder or a zip, is that of an image."""
-    return name.lower().endswith(decoding.EXTENSIONS) and not _is_hidden(name)
+    return name.lower().endswith(EXTENSIONS) and not _is_hidden(name)
 
 
 def is_labels(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Photographs in and out: PNG and JPEG of 8 or 16 bits to numbers in [-1, 1], and back to a PNG of the same depth.
+"""Photographs in and out: PNG, JPEG and WebP of 8 or 16 bits to numbers in [-1, 1], and back to a PNG of that depth.
 
     16 bits         kept. Grey by Pillow; with colour or transparency by pypng (the extra `restore`)
     transparency    kept aside, and put back
@@ -23,9 +23,11 @@ import numpy as np
 from jaxtyping import Float32, UInt8, UInt16
 from PIL import Image
 
+from warm_jax.data import folders
+
 MAX_PIXELS = 1 << 26
 MAX_BYTES = 1 << 29
-EXTENSIONS = (".png", ".jpg", ".jpeg")
+_FORMATS = ("PNG", "JPEG", "WEBP")
 
 _ORIENTATION = 0x0112  # EXIF's tag
 _USUAL_GAMMA = 0.45455  # as PNG's gAMA has it, of a display's 2.2
@@ -60,14 +62,17 @@ class Photograph:
 
 
 def list_images(path: pathlib.Path) -> list[pathlib.Path]:
-    """The photographs directly in a folder, by name, or the file itself; OSError or ValueError where there is none."""
+    """The photographs below a folder, by name, or the file itself; OSError or ValueError where there is none.
+
+    They are those that `--mode=prepare` would read, broken ones too: whoever loads them says so.
+    """
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f"--images={path}: there is no such file or folder")
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+    found = [path / file.name for file in folders.find(path) if not folders.is_labels(file.name)]
     if not found:
-        raise ValueError(f"--images={path}: no images ({', '.join(EXTENSIONS)}) in this folder")
+        raise ValueError(f"--images={path}: no images ({', '.join(folders.EXTENSIONS)}) in this folder")
     return found
 
 
@@ -86,7 +91,7 @@ def size(path: pathlib.Path) -> tuple[int, int] | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=("PNG", "JPEG")) as picture:
+            with Image.open(path, formats=_FORMATS) as picture:
                 return picture.height, picture.width
     except Exception:  # whatever Pillow raises on broken files
         return None
@@ -95,7 +100,7 @@ def size(path: pathlib.Path) -> tuple[int, int] | None:
 def load(path: pathlib.Path) -> bytes:
     """What is in a file; ValueError or OSError, without its name, where that is not to be read."""
     if not path.is_file():  # reading a pipe would wait for ever
-        raise ValueError("not a file")
+        raise ValueError("not a file, or a link that leads nowhere")
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path.stat().st_size} bytes, the limit is {MAX_BYTES}; shrink it")
     return path.read_bytes()
@@ -131,15 +136,17 @@ def _open(content: bytes, decode: bool) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower
-            picture = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
-            size, animated = picture.size, picture.format == "PNG" and getattr(picture, "n_frames", 1) > 1
+            picture = Image.open(io.BytesIO(content), formats=_FORMATS)
+            size, animated = picture.size, picture.format in ("PNG", "WEBP") and getattr(picture, "n_frames", 1) > 1
             if decode and size[0] * size[1] <= MAX_PIXELS and not animated:
                 picture.load()
     except Image.DecompressionBombError as error:
         raise ValueError(f"too many pixels, the limit is {MAX_PIXELS:,} in all; cut it, or shrink it") from error
     except Exception as error:  # on broken files Pillow raises OSError, SyntaxError, ValueError, struct.error, …
-        reason = "it begins like neither" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(f"not a readable PNG or JPEG ({' '.join(str(reason).split())[:200]}); get it again") from error
+        reason = "it begins like none of them" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise ValueError(
+            f"not a readable PNG, JPEG or WebP ({' '.join(str(reason).split())[:200]}); get it again"
+        ) from error
     check_size(*size)
     if animated:
         raise ValueError("animated; save one frame of it")

@@ -11,6 +11,7 @@ is done, `restoration/` has the parts: levels, limits, tiles and files.
 """
 
 import dataclasses
+import os
 import pathlib
 import time
 from collections import Counter
@@ -51,6 +52,7 @@ class Run:
     given: estimation.Given
     limits: limits.Limits
     outputs: dict[pathlib.Path, tuple[str, ...]]  # of each image, the names of its results
+    names: dict[pathlib.Path, str]  # what each image is called in restore.json and in messages
 
     @property
     def experiment(self) -> experiment.Experiment:
@@ -78,10 +80,29 @@ def limits_of(exp: experiment.Experiment) -> limits.Limits:
     )
 
 
-def _outputs(files: list[pathlib.Path], asked: Asked) -> dict[pathlib.Path, tuple[str, ...]]:
+def _without_results(files: list[pathlib.Path], images: pathlib.Path, out: pathlib.Path) -> list[pathlib.Path]:
+    """The photographs, without what an earlier run wrote into a folder `out` among them. ValueError for none."""
+    top, kept = out.resolve(), files
+    if images.is_dir() and images.resolve() in top.parents:
+        kept = [path for path in files if top not in path.resolve().parents]
+    if not kept:
+        raise ValueError(f"--images={images}: all of its images are in --out={out}; name the folder of the photographs")
+    return kept
+
+
+def _names(files: list[pathlib.Path]) -> dict[pathlib.Path, str]:
+    """What images are called: the files' names; of two with one name, also the folders that tell them apart."""
+    top, count = os.path.commonpath([path.parent for path in files]), Counter(path.name for path in files)
+    return {path: path.name if count[path.name] == 1 else path.relative_to(top).as_posix() for path in files}
+
+
+def _outputs(named: dict[pathlib.Path, str], asked: Asked) -> dict[pathlib.Path, tuple[str, ...]]:
     """Names of results; of two images with one stem, the whole names. ValueError where that does not help."""
-    stems = Counter([path.stem for path in files] + [pathlib.Path(ledger.SHEET).stem])
-    names = {path: path.stem if stems[path.stem] == 1 else path.name.replace(".", "_") for path in files}
+    stems = Counter([path.stem for path in named] + [pathlib.Path(ledger.SHEET).stem])
+    names = {
+        path: path.stem if stems[path.stem] == 1 else name.replace(".", "_").replace("/", "_")
+        for path, name in named.items()
+    }
     numbers = [f"_{i}" for i in range(asked.count)] if asked.estimate == "sample" else [""]
     outputs = {path: tuple(f"{name}{number}.png" for number in numbers) for path, name in names.items()}
     every = Counter(name for of_one in outputs.values() for name in of_one)
@@ -119,14 +140,15 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, asked: Asked, out: str, s
         raise ValueError(f"sample.guidance is {config.sample.guidance}; a restoration is not guided: leave it at 1")
     if not asked.images:
         raise ValueError("--mode=restore needs --images=FOLDER, or one file")
-    files = photographs.list_images(workdirs.local(asked.images.removeprefix("folder:")))
+    images, target = workdirs.local(asked.images.removeprefix("folder:")), pathlib.Path(out or workdir / "restored")
+    files = _without_results(photographs.list_images(images), images, target)
     source = runs.open_run(config, workdir, step, asked.ema)
     known = limits_of(source.experiment)
     _check_given(known, given, source.experiment.process.image_shape[2], asked.add_noise)
-    target = pathlib.Path(out) if out else workdir / "restored"
-    outputs = _outputs(files, asked)
+    names = _names(files)
+    outputs = _outputs(names, asked)
     ledger.check_out(target, outputs)
-    return Run(source, target, asked, given, known, outputs)
+    return Run(source, target, asked, given, known, outputs, names)
 
 
 def _most_tiles(run: Run) -> int:
@@ -221,16 +243,16 @@ def _said_before(run: Run) -> list[str]:
 
 def _one(run: Run, restoring: posterior.Restorer, note: dict, key: str, path: pathlib.Path) -> bool:
     """Restores one image and notes it, unless that is done already; whether it was to be done."""
-    content, out = photographs.load(path), run.out
+    content, out, name = photographs.load(path), run.out, run.names[path]
     claim = ledger.claim(key, path, content, run.outputs[path])
-    if ledger.has(out, note, path.name, claim):
+    if ledger.has(out, note, name, claim):
         return False
-    ledger.check_free(note, path.name, claim)
+    ledger.check_free(note, name, claim)
     photograph = photographs.decode(content)
     made, entry = _restored(run, restoring, photograph)
     files = [photographs.encode(photograph, pixels) for pixels in made]
-    ledger.put(out, note, path.name, {**claim, **entry}, files)
-    log.say(_line(path.name, entry))
+    ledger.put(out, note, name, {**claim, **entry}, files)
+    log.say(_line(name, entry))
     return True
 
 
@@ -252,7 +274,7 @@ def restore(run: Run) -> int:
                 fresh += _one(run, restoring, note, key, path)
                 done.append(path)
             except (ValueError, OSError, MemoryError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
-                note["failures"][path.name] = " ".join(str(error).split()) or type(error).__name__
+                note["failures"][run.names[path]] = " ".join(str(error).split()) or type(error).__name__
                 ledger.write(out, note)
             bar.update(1)
     finally:
