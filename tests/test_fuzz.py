@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from warm_jax.data import prepare
 from warm_jax.data.sources import open_source
 
 RANDOM = np.random.RandomState(0)
@@ -112,6 +113,67 @@ def test_damaged_files(tmp_path, what):
             assert "\n" not in str(error) and str(path.parent) in str(error), error
             COUNTS[what, "refused"] += 1
     assert COUNTS[what, "refused"] > CASES / 4
+
+
+@pytest.mark.parametrize("what", ["zip", "deflated zip", "prepared zip", "npz", "compressed npz"])
+def test_no_flipped_byte_is_silent(tmp_path, what):
+    """Half of them in the directory, where no CRC is: the same images and classes as were written, or an error."""
+    made = {
+        "zip": lambda: zipped("PNG", zipfile.ZIP_STORED),
+        "deflated zip": lambda: zipped("PNG", zipfile.ZIP_DEFLATED),
+        "prepared zip": lambda: zipped("PNG", zipfile.ZIP_STORED),
+        "npz": lambda: saved(np.savez),
+        "compressed npz": lambda: saved(np.savez_compressed),
+    }
+    path = tmp_path / f"set.{what[-3:]}"
+    path.write_bytes(made[what]())
+    if what == "prepared zip":
+        source, path = path, tmp_path / "prepared.zip"
+        assert prepare.run(str(source), str(path), progress=False) == 0
+    content, random = path.read_bytes(), np.random.RandomState(len(what))
+    end = content.rindex(b"PK\5\6")
+    directory = int.from_bytes(content[end + 16 : end + 20], "little")
+    refused = 0
+    for case in range(400):
+        place = random.randint(directory if case % 2 else 0, len(content))
+        data = bytearray(content)
+        data[place] ^= random.randint(1, 256)
+        path.write_bytes(data)
+        try:
+            source = open_source(f"{path.suffix[1:]}:{path}")
+            images, labels = source.read(np.arange(len(source)))
+        except (ValueError, OSError) as error:
+            assert str(path) in str(error)
+            refused += 1
+            continue
+        np.testing.assert_array_equal(images, PIXELS)
+        assert labels.tolist() == [0, 1, 2], (place, data[place])
+    assert refused > 200
+
+
+def test_a_manifest_notices_what_a_zip_cannot(tmp_path):
+    """A whole zip of other classes in place of the prepared one, and a damaged manifest."""
+    (tmp_path / "in.zip").write_bytes(zipped("PNG", zipfile.ZIP_STORED))
+    out = tmp_path / "out.zip"
+    assert prepare.run(f"zip:{tmp_path / 'in.zip'}", str(out), progress=False) == 0
+    content, described = out.read_bytes(), (tmp_path / "out.zip.manifest.json").read_bytes()
+    parts = {entry.filename: zipfile.ZipFile(out).read(entry) for entry in zipfile.ZipFile(out).infolist()}
+    parts["dataset.json"] = parts["dataset.json"].replace(b", 0]", b", 2]")
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part)
+    with pytest.raises(ValueError, match="changed since it was prepared"):
+        open_source(f"zip:{out}")
+    out.write_bytes(content)
+    random = np.random.RandomState(0)
+    for _ in range(200):
+        data = bytearray(described)
+        data[random.randint(len(data))] ^= random.randint(1, 256)
+        (tmp_path / "out.zip.manifest.json").write_bytes(data)
+        try:
+            np.testing.assert_array_equal(open_source(f"zip:{out}").read(np.arange(3))[0], PIXELS)
+        except ValueError as error:
+            assert "manifest" in str(error)
 
 
 def test_damaged_databases(tmp_path):

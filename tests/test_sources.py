@@ -1,13 +1,17 @@
 """Every source gives back the pixels that were written, by Pillow, numpy, lmdb or by hand; every bad file an error."""
 
+import gzip
 import io
 import json
 import os
+import pathlib
 import pickle
+import shlex
 import struct
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from warm_jax.data import arrays, decoding, manifest, records
+from warm_jax.data import arrays, decoding, manifest, prepare, records
 from warm_jax.data.sources import open_items, open_source
 
 RANDOM = np.random.RandomState(0)
@@ -394,3 +398,155 @@ def test_both_protocols(tmp_path):
     source = open_source(write_zip(tmp_path / "set.zip", pngs()))
     assert isinstance(source, arrays.Source) and isinstance(source.items, arrays.Items)
     assert isinstance(open_source("bundled"), arrays.Source) and isinstance(open_items("bundled"), arrays.Items)
+
+
+def test_an_orientation_to_apply_is_refused(tmp_path):
+    """Pixels are read as they are stored: on its side. Which way is up is decided by `prepare`, once."""
+    upright, turned, broken = Image.Exif(), Image.Exif(), b"Exif\0\0MM\0\x2a\xff\xff\xff\xff"
+    upright[0x0112], turned[0x0112] = 1, 6
+    for kind, options in (("JPEG", {"quality": 95}), ("PNG", {}), ("WEBP", {"lossless": True})):
+        files = {f"{i}.{kind.lower()}": encode(COLOUR[i], kind, **options) for i in range(4)}
+        files |= {f"5.{kind.lower()}": encode(COLOUR[5], kind, exif=upright, **options)}
+        if kind == "JPEG":
+            files["6.jpeg"] = encode(COLOUR[5], kind, exif=broken, **options)
+        spec = write_folder(tmp_path / kind, files)
+        open_source(spec).read(np.arange(len(files)))
+        (tmp_path / kind / f"3.{kind.lower()}").write_bytes(encode(COLOUR[3], kind, exif=turned, **options))
+        message = (
+            rf"3.{kind.lower()}: is stored turned or mirrored \(EXIF orientation 6\).*--mode=prepare --images=folder:"
+        )
+        with pytest.raises(ValueError, match=message) as caught:
+            open_source(spec, image_size=(8, 10)).read(np.arange(len(files)))
+        one_line(caught)
+        assert len(open_source(spec, on_error="skip")) == len(files) - 1
+
+
+def test_linked_folders_and_broken_links(tmp_path, caplog):
+    """Class folders behind links are read, circles are not walked, and what leads nowhere is named or skipped."""
+    far, top = tmp_path / "far", tmp_path / "set"
+    write_folder(far, {"x/1.png": encode(COLOUR[1]), "x/y/2.png": encode(COLOUR[2])})
+    spec = write_folder(top, {"a/0.png": encode(COLOUR[0]), "notes.txt": b""})
+    (top / "b").symlink_to(far / "x")
+    (top / "a" / "again").symlink_to(top)
+    (far / "x" / "y" / "up").symlink_to("..")
+    source = open_source(spec)
+    np.testing.assert_array_equal(source.read(np.arange(3))[0], COLOUR[:3])
+    assert caplog.text.count("links to a folder that it lies in; left out") == 2
+    before = source.fingerprint
+    (top / "d").symlink_to(tmp_path / "unmounted")  # it may have been a class
+    (top / "c.png").symlink_to("c.png")
+    (top / "notes.md").symlink_to("nowhere")
+    with pytest.raises(ValueError, match=r"c.png: cannot be read \(.*repair the link.*data.on_error=skip; and 1 more"):
+        open_source(spec)
+    source = open_source(spec, on_error="skip")
+    np.testing.assert_array_equal(source.read(np.arange(3))[0], COLOUR[:3])
+    assert len(source.skipped) == 2 and "c.png" in source.skipped[0] and "set/d: cannot be read" in source.skipped[1]
+    assert "skipped 2 of 5 images" in caplog.text and source.fingerprint != before
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    spec, whole = write_folder(tmp_path / "set", pngs()), pathlib.Path.read_bytes
+
+    def refuse(path):
+        if path.name == "img00000002.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return whole(path)
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)  # a test that runs as root can read everything
+    with pytest.raises(ValueError, match=r"img00000002.png: cannot be read \(Permission denied\)"):
+        open_source(spec)
+    assert len(open_source(spec, on_error="skip")) == 5
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    spec = write_folder(tmp_path / "set", pngs())
+    os.rename(tmp_path / "set" / names()[2], os.fsencode(tmp_path / "set") + b"/00000/br\xe9.png")
+    np.testing.assert_array_equal(open_source(spec).read(np.arange(6))[0], COLOUR[[2, 0, 1, 3, 4, 5]])
+    assert open_items(spec).name(0) == r"00000/br\xe9.png"
+    (tmp_path / "set" / os.fsdecode(b"00000/br\xe9.png")).write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"br\\xe9.png: not a readable PNG") as caught:
+        open_source(spec).read(np.arange(6))
+    caught.value.args[0].encode("utf-8")
+
+
+def test_bare_paths(tmp_path):
+    """A kind is told by a file's ending, or by what lies in a folder; the source is the same as with it."""
+    write_folder(tmp_path / "photos", pngs())
+    write_zip(tmp_path / "set.ZIP", pngs())
+    np.savez(tmp_path / "set.npz", images=COLOUR)
+    for name, kind in (("photos", "folder"), ("set.ZIP", "zip"), ("set.npz", "npz")):
+        path = tmp_path / name
+        bare = open_source(str(path))
+        assert bare.spec == f"{kind}:{path}" and bare.fingerprint == open_source(f"{kind}:{path}").fingerprint
+    assert open_source(f"{tmp_path}/photos/").spec == f"folder:{tmp_path}/photos"
+    with pytest.raises(FileNotFoundError, match=r"nowhere.zip"):
+        open_source(str(tmp_path / "nowhere.zip"))
+    with pytest.raises(FileNotFoundError, match=r"no such file or folder: .*must be one of bundled"):
+        open_source(str(tmp_path / "nowhere"))
+    (tmp_path / "one.png").write_bytes(encode(COLOUR[0]))
+    with pytest.raises(ValueError, match=r"one.png: no kind of source is known by such a name"):
+        open_source(str(tmp_path / "one.png"))
+    with pytest.raises(ValueError, match=r"set.ZIP: is a file; .* leave out folder:"):
+        open_source(f"folder:{tmp_path / 'set.ZIP'}")
+
+
+def test_bare_paths_of_databases(tmp_path):
+    lmdb = pytest.importorskip("lmdb")
+    environment = lmdb.open(str(tmp_path / "church"), map_size=1 << 20)
+    with environment, environment.begin(write=True) as transaction:
+        transaction.put(b"0", encode(COLOUR[0]))
+    assert open_source(str(tmp_path / "church")).spec == f"lmdb:{tmp_path / 'church'}"
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "train-images-idx3-ubyte").write_bytes(
+        b"\0\0\x08\x03" + struct.pack(">3I", 6, 8, 10) + COLOUR[..., 0].tobytes()
+    )
+    found, _ = open_source(str(tmp_path / "mnist")).read(np.arange(6))
+    np.testing.assert_array_equal(found[..., 0], COLOUR[..., 0])
+
+
+def test_the_command_that_prepares_is_one_that_can_be_typed(tmp_path, monkeypatch, capsys):
+    """For a folder as it came: its size is the config's, and afterwards it can be trained on."""
+    folder = tmp_path / "my photos"
+    write_folder(folder, {f"{i}.jpg": encode(COLOUR[i], "JPEG") for i in range(3)})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"run once: python -m warm_jax.main") as caught:
+        open_source(str(folder), image_size=4, channels=1)
+    command, _, rest = str(caught.value).partition("run once: ")[2].partition(" and then use ")
+    asked = dict(word.removeprefix("--").split("=", 1) for word in shlex.split(command)[3:])
+    assert asked.pop("mode") == "prepare" and rest.endswith("no classes (data.num_classes)")
+    size, channels = int(asked.pop("image_size")), int(asked.pop("channels"))
+    assert prepare.run(**asked, image_size=size, channels=channels, progress=False) == 0
+    assert open_source(rest.partition(",")[0], image_size=4, channels=1).image_shape == (4, 4, 1)
+
+
+def test_arrays_beyond_memory_or_packed_beyond_reason(tmp_path, monkeypatch):
+    """Known from headers, before anything is unpacked."""
+    monkeypatch.setattr(arrays, "_PACKED_LIMIT", 1 << 22)  # in place of 256 MiB, for a small file
+    path, shape = tmp_path / "bomb.npz", (6, 1024, 1024, 1)
+    np.savez_compressed(path, images=np.zeros(shape, np.uint8))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"unpacks from [\d,]+ to 6,291,456 bytes.*at most 100 to 1") as caught:
+        open_source(f"npz:{path}")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+    one_line(caught)
+    noisy = np.tile(RANDOM.randint(0, 256, 6 << 14).astype(np.uint8), 64).reshape(shape)
+    np.savez_compressed(path, images=noisy)
+    assert len(open_source(f"npz:{path}")) == 6  # it is packed less
+    content = b"\0\0\x08\x03" + struct.pack(">3I", *shape[:3]) + bytes(6 << 20)
+    (tmp_path / "images-idx3-ubyte.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(ValueError, match="to 6,291,456 bytes"):
+        open_source(f"idx:{tmp_path / 'images-idx3-ubyte.gz'}")
+    np.savez(tmp_path / "set.npz", images=COLOUR)
+    monkeypatch.setattr(arrays, "free_memory", lambda: 1900)
+    with pytest.raises(ValueError, match="takes 1,440 bytes of memory, 1,900 are free; use a zip of PNGs"):
+        open_source(f"npz:{tmp_path / 'set.npz'}")
+
+
+def test_free_memory(tmp_path, monkeypatch):
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("2000\n")
+    monkeypatch.setattr(arrays, "_CONTAINER", tmp_path)
+    assert arrays.free_memory() == 3000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert arrays.free_memory() is None or arrays.free_memory() > 3000
