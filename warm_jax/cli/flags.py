@@ -7,7 +7,7 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from warm_jax.cli import output
+from warm_jax.cli import letters
 from warm_jax.data import buckets
 
 MODES = {
@@ -140,7 +140,7 @@ def _check_config_file(argv: list[str]) -> None:
 
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags; what is wrong with them is one line on stderr and exit status 2."""
-    output.escape_unknown_letters()  # before --help prints any
+    letters.escape_unknown_letters()  # before --help prints any
     try:
         _check_config_file(argv)
         rest = flags.FLAGS(argv)

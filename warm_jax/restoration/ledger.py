@@ -29,7 +29,7 @@ def read(out: pathlib.Path) -> dict:
     if not path.exists():
         return {"made_with": {}, "images": {}, "failures": {}}
     try:
-        note = json.loads(path.read_text(encoding="utf-8"))
+        note = json.loads(path.read_text())
         dict(note["made_with"])
         for entry in note["images"].values():
             texts = (entry["made_with"], entry["source"], entry["sha256"])
