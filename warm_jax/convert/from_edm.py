@@ -117,7 +117,8 @@ def _chosen(name: str, given: bool, pristine: ConfigDict, config: ConfigDict) ->
         c.data.image_size if isinstance(c.data.image_size, int) else "×".join(map(str, c.data.image_size))
         for c in (pristine, config)
     ]
-    why = "as --config says" if given else "the nearest by size and classes; name another with --config=FILE.py:hot"
+    kind = name.partition(":")[2]
+    why = "as --config says" if given else f"the nearest by size and classes; name another with --config=FILE.py:{kind}"
     other = "" if sides[0] == sides[1] else f", which is for {sides[0]} pixels and not for this network's {sides[1]}"
     sample, process = config.sample, config.process
     least = process.beta_min if sample.beta_min is None else sample.beta_min

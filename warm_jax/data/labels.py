@@ -81,11 +81,11 @@ def _assign(pairs: list[tuple[str, int]], names: Sequence[str], where: str) -> l
     for spelling in (folders.canonical, _composed, _folded):
         if (found := _fit(classes, names, spelling)) is not None:
             return found
-    images = [folders.canonical(name) for name in names]
+    images, raw = [folders.canonical(name) for name in names], [name for name, _ in pairs]
     if len(set(images)) != len(images):
         twice = _shown(next(name for name in images if images.count(name) > 1))
         raise ValueError(f"{where}: {twice} is the name of two images, so that its class is not known; rename one")
-    named, there = _some(classes), _some(images)
+    named, there = _some(raw), _some(names)  # as they are spelt: slashes and accents may be what does not fit
     if missing := [name for name in images if name not in classes]:
         raise ValueError(
             f"{where} has no class for {len(missing)} of {len(names)} images, {_shown(missing[0])} the first; it names "
@@ -123,6 +123,6 @@ def _shown(name: str) -> str:
     return ascii(name)[:120]
 
 
-def _some(names: Sequence[str] | dict[str, int], most: int = 2) -> str:
-    shown = [_shown(name) for name, _ in zip(names, range(most), strict=False)]
+def _some(names: Sequence[str], most: int = 2) -> str:
+    shown = [_shown(name) for name in names[:most]]
     return ", ".join(shown + ["…"] * (len(names) > most)) or "none"
