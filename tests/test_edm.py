@@ -27,6 +27,7 @@ from warm_jax.convert import edm_settings, from_edm, warm_start
 from warm_jax.models.geometry import STYLES
 from warm_jax.runtime import checkpoint
 from warm_jax.sampling import generate, runs
+from warm_jax.weights import pth
 from warm_jax.weights.edm_pickle import read_network
 
 KINDS = {
@@ -466,3 +467,36 @@ def test_a_checkpoint_without_training_state(tmp_path):
     np.testing.assert_array_equal(kept.restore(0, ema=abstract)["ema"]["w"], [0, 1, 2])
     with pytest.raises(ValueError, match="none of the checkpoints"):
         kept.restore_latest(train=abstract, ema=abstract)
+
+
+def test_small_files_that_would_multiply(tmp_path):
+    """One object that is named a thousand times is read once, or the file is refused: never a thousand times."""
+    path, empty = tmp_path / "a.pkl", edm_files.ModuleDict({})
+    empty.__dict__["_parameters"] = dict.fromkeys(map(str, range(2000)))
+    path.write_bytes(edm_files.dumps({"ema": edm_files.ModuleDict({str(i): empty for i in range(600)})}))
+    with pytest.raises(ValueError, match="a network of more than 1,000,000 entries"):
+        read_network(path)
+    storage = edm_files.Reduced("torch.storage", "_load_from_bytes", edm_files.saved_storage(np.zeros(2, np.float32)))
+    for shape in ((1,) * 10**5, [1], (1,) * 33):
+        tensor = edm_files.Reduced("torch._utils", "_rebuild_tensor_v2", storage, 0, shape, shape, False, {})
+        path.write_bytes(edm_files.dumps({"ema": tensor}))
+        with pytest.raises(ValueError, match="at most 32 numbers"):
+            read_network(path)
+
+
+def test_the_same_bytes_are_one_storage(tmp_path, monkeypatch):
+    """With and without memory of where they were read, numbers are those of the file."""
+    net, reads = small(), []
+    raw = edm_files.saved_storage(np.arange(4, dtype=np.float32))
+    storage = edm_files.Reduced("torch.storage", "_load_from_bytes", raw)
+    tensors = [
+        edm_files.Reduced("torch._utils", "_rebuild_tensor_v2", storage, i, (2,), (1,), False, edm_files.OrderedDict())
+        for i in range(3)
+    ]
+    net.children["model"].children["extra"] = made = edm_files.ModuleDict({})
+    made.__dict__["_parameters"] = edm_files.OrderedDict((str(i), tensor) for i, tensor in enumerate(tensors))
+    whole = pth.read_storage
+    monkeypatch.setattr(pth, "read_storage", lambda data: reads.append(data == raw) or whole(data))
+    found = read_network(write(tmp_path / "a.pkl", net)).children["model"].children["extra"].parameters
+    assert [found[str(i)].tolist() for i in range(3)] == [[0, 1], [1, 2], [2, 3]]
+    assert reads.count(True) == 1

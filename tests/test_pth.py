@@ -177,6 +177,16 @@ def test_every_truncation_is_refused(tmp_path, name):
             read_torch(tmp_path / "a.pth")
 
 
+def test_long_names_and_entries_that_multiply_are_refused(tmp_path):
+    """A name before each of thousands would fill a memory; a thousand empty dicts three deep would take minutes."""
+    inner = dict.fromkeys(map(str, range(1000)))
+    outer = {str(i): {str(j): inner for j in range(1000)} for i in range(2)}
+    for content, message in (({"n" * 10**6: inner}, "at most 1000 letters"), (outer, "tensors and other entries")):
+        (tmp_path / "a.pth").write_bytes(in_legacy(pickle.dumps(content, 2)))
+        with pytest.raises(ValueError, match=message):
+            read_torch(tmp_path / "a.pth")
+
+
 def test_a_dict_that_multiplies_is_refused(tmp_path):
     # 1000 entries that are the same dict of 1000 tensors: a megabyte of names otherwise becomes a billion.
     one = tensor_pickle()[2:-1]

@@ -37,32 +37,33 @@ def _path(name: str, side: int) -> tuple[str, ...]:
     return tuple(re.sub(r"^(enc|dec)\.", r"\1_", ends).split("."))
 
 
-def _ours(name: str, key: str, array: np.ndarray) -> tuple[str, Float[np.ndarray, "..."]]:
-    """(our name, our layout) of a tensor: matrices [in, out], kernels [height, width, in, out], q, k, v apart."""
-    array = array.astype(np.float32)
+def _layer(key: str, array: np.ndarray) -> str:
+    """Our name of a tensor of a layer."""
+    return key if key != "weight" else "scale" if array.ndim == 1 else "kernel" if array.ndim in (2, 4) else key
+
+
+def _ours(name: str, array: np.ndarray) -> Float[np.ndarray, "..."]:
+    """A tensor in our layout: matrices [in, out], kernels [height, width, in, out], q, k, v apart."""
+    array = array.astype(np.float32, copy=False)
     if name.endswith(".qkv"):
         # Our output i·c + j is their row 3j + i.
         array = array.reshape(-1, 3, *array.shape[1:]).swapaxes(0, 1).reshape(array.shape)
-    if key == "weight" and array.ndim == 1:
-        return "scale", array
-    if key == "weight" and array.ndim in (2, 4):
-        return "kernel", array.T if array.ndim == 2 else array.transpose(2, 3, 1, 0)
-    return key, array
+    return array.T if array.ndim == 2 else array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
 
 
 def parameters(network: edm_pickle.Module, shapes: PyTree) -> dict[str, PyTree]:
     """The network's tensors as a parameter tree of `shapes`; ValueError that lists all that does not fit."""
     model, side = network.children["model"], network.settings["img_resolution"]
+    expected = {tuple(e.key for e in path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
     found: dict[tuple[str, ...], np.ndarray] = {}
     for name, part in model.walk():
         owned = part.parameters | {key: part.buffers[key] for key in ("freqs",) if key in part.buffers}
         for key, array in owned.items():
-            ours, value = _ours(name, key, array)
-            path = (*_path(name, side), ours)
+            path = (*_path(name, side), _layer(key, array))
             if path in found:
                 raise ValueError(f"two of its tensors would be {'.'.join(path)[:200]}, {name[:200]}.{key[:100]} is one")
-            found[path] = value
-    expected = {tuple(e.key for e in path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+            # What is not known is named, not converted: one tensor may stand for thousands.
+            found[path] = _ours(name, array) if path in expected else array
     architecture = edm_settings.architecture_of(model)
     try:
         wrong = list(edm_settings.misfits(model, geometry.STYLES[architecture]))

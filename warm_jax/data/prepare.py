@@ -110,6 +110,7 @@ def _already_there(target: pathlib.Path, settings: dict) -> int:
     described = manifest.read(target)
     if described is None or _changed(described.settings, settings):
         raise ValueError(f"{target} is there, of other settings or without a manifest; remove it or name another")
+    sources.open_items(f"{target.suffix[1:]}:{target}")  # or what damage it has taken since
     print(f"{target} is there already, with these settings: nothing to do")
     return 0
 
@@ -124,8 +125,8 @@ def _claim(partial: pathlib.Path, settings: dict) -> None:
     file = partial / "settings.json"
     if file.exists():
         try:
-            before = json.loads(file.read_text("utf-8"))
-        except ValueError as error:
+            before = dict(json.loads(file.read_text("utf-8")))
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{file} is broken ({error}); delete {partial}") from error
         if changed := _changed(before, settings):
             was = ", ".join(f"{key} was {before.get(key)!r}, is {settings[key]!r}" for key in changed)
@@ -146,7 +147,7 @@ def _is_whole(path: pathlib.Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None and "chunk.json" in archive.namelist()
-    except (OSError, zipfile.BadZipFile):
+    except Exception:  # OSError, BadZipFile, zlib.error, NotImplementedError, …, by what is broken
         return False
 
 

@@ -18,6 +18,7 @@ from warm_jax.weights import pth
 from warm_jax.weights.pickles import Call, Machine, Record, looks_like, wrong
 
 _MAX_DEPTH, _MAX_MODULES = 8, 10_000  # a module that contains itself, or one many times, would multiply
+_MAX_ENTRIES = 1_000_000  # of all modules; EDM's largest have some 60,000
 _PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
 _MODULE_DICT = "torch.nn.modules.container ModuleDict"
 
@@ -55,10 +56,18 @@ def _object(arguments: tuple) -> Record:
     return Record(meta["class_name"], (), meta.get("state"))
 
 
-def _storage(arguments: tuple) -> pth.Storage:
-    if len(arguments) != 1 or type(arguments[0]) is not bytes:
-        raise wrong("a storage that is not of bytes")
-    return pth.read_storage(arguments[0])
+def _storages() -> Call:
+    """Of bytes their storage; of the same bytes the same, or a file that names them often would be read as often."""
+    known: dict[int, tuple[bytes, pth.Storage]] = {}  # by id; the bytes are kept, so that no other get that id
+
+    def storage(arguments: tuple) -> pth.Storage:
+        if len(arguments) != 1 or type(arguments[0]) is not bytes:
+            raise wrong("a storage that is not of bytes")
+        if id(arguments[0]) not in known:
+            known[id(arguments[0])] = (arguments[0], pth.read_storage(arguments[0]))
+        return known[id(arguments[0])][1]
+
+    return storage
 
 
 def _scalar(arguments: tuple) -> float | int | bool:
@@ -73,7 +82,6 @@ def _scalar(arguments: tuple) -> float | int | bool:
 _CALLS: Mapping[str, Call] = {
     **pth.CALLS,
     "torch_utils.persistence _reconstruct_persistent_obj": _object,
-    "torch.storage _load_from_bytes": _storage,
     _MODULE_DICT: lambda arguments: Record("ModuleDict", arguments),
     "numpy dtype": lambda arguments: Record("dtype", arguments),
     "numpy.core.multiarray scalar": _scalar,
@@ -82,7 +90,7 @@ _CALLS: Mapping[str, Call] = {
 
 
 def _module(record: object, depth: int, left: list[int]) -> Module:
-    """The record and what it is made of; `left` is how many more there may be."""
+    """The record and what it is made of; `left` is how many more there may be, and how many more entries of them."""
     left[0] -= 1
     if type(record) is not Record or type(record.state) is not dict:
         raise wrong("a part of a network that has no state")
@@ -93,6 +101,9 @@ def _module(record: object, depth: int, left: list[int]) -> Module:
         part = state.get(name)
         if type(part) is not dict:
             raise wrong(f"a {record.name[:100]} without {name}")
+        left[1] -= len(part) + len(state)
+        if left[1] < 0:
+            raise wrong(f"a network of more than {_MAX_ENTRIES:,} entries")
         parts[name] = {key: value for key, value in part.items() if value is not None}
     tensors = [*parts["_parameters"].values(), *parts["_buffers"].values()]
     if not all(type(tensor) is pth.Tensor for tensor in tensors):
@@ -115,9 +126,9 @@ def read_network(path: str | os.PathLike) -> Module:
             "network-snapshot-*.pkl that its training writes beside training-state-*.pt"
         )
     try:
-        found = Machine(_CALLS).run(io.BytesIO(data))
+        found = Machine({**_CALLS, "torch.storage _load_from_bytes": _storages()}).run(io.BytesIO(data))
         if type(found) is not dict or type(found.get("ema")) is not Record:
             raise wrong('no dict with a network under "ema"')
-        return _module(found["ema"], 0, [_MAX_MODULES])
+        return _module(found["ema"], 0, [_MAX_MODULES, _MAX_ENTRIES])
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from None

@@ -15,6 +15,7 @@ ORDERED_DICT = "collections OrderedDict"
 Call = Callable[[tuple], object]
 
 _MARK = object()
+_MAX_KEY = 1000
 _PUSH = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
 _PUSH |= {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
 _CONSTANT = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
@@ -200,7 +201,7 @@ class Machine:
         return self.stack[-1]
 
     def set_items(self, values: list) -> None:
-        """Keys are strings: hashing a deep tuple could take for ever."""
-        if len(values) % 2 or not all(type(key) is str for key in values[::2]):
-            raise wrong("a dict whose keys are not strings")
+        """Keys are short strings: hashing a deep tuple could take for ever, and names of parts are put together."""
+        if len(values) % 2 or not all(type(key) is str and len(key) <= _MAX_KEY for key in values[::2]):
+            raise wrong(f"a dict whose keys are not strings of at most {_MAX_KEY} letters")
         self.top(dict).update(zip(values[::2], values[1::2], strict=True))

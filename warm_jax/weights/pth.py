@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
-from warm_jax.weights.pickles import ORDERED_DICT, Call, Global, Machine, empty_dict, wrong
+from warm_jax.weights.pickles import ORDERED_DICT, Call, Global, Machine, empty_dict, shown, wrong
 
 _DTYPES = {
     "DoubleStorage": np.dtype("<f8"),
@@ -30,7 +30,7 @@ _DTYPES = {
     "BoolStorage": np.dtype("?"),
 }
 _STORAGES = frozenset(f"torch {name}" for name in _DTYPES)
-_MAX_TENSORS = 100_000
+_MAX_ENTRIES = 100_000
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
@@ -52,7 +52,7 @@ class Tensor:
         """The elements, not to be written to. ValueError where the file does not hold them."""
         flat, kept = self.storage.data, self.storage
         if flat is None or flat.dtype != kept.dtype or len(flat) < kept.numel:
-            raise wrong(f"storage {kept.key!r} is missing or shorter than {kept.numel} elements")
+            raise wrong(f"storage {shown(kept.key)} is missing or shorter than {kept.numel} elements")
         strides = tuple(stride * flat.itemsize for stride in self.strides)
         return np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides, writeable=False)
 
@@ -78,13 +78,15 @@ def _tensor(arguments: tuple) -> Tensor:
     if len(arguments) not in (6, 7):
         raise wrong("it calls '_rebuild_tensor_v2' with unexpected arguments")
     storage, offset, shape, strides = arguments[:4]
+    if any(type(axes) is not tuple or len(axes) > 32 for axes in (shape, strides)):  # numpy's limit
+        raise wrong("a tensor whose shape is no tuple of at most 32 numbers")
     if type(storage) is not Storage or not (_naturals((offset,)) and _naturals(shape) and _naturals(strides)):
         raise wrong("it calls '_rebuild_tensor_v2' with unexpected arguments")
     count, last = 1, offset
     for size, stride in zip(shape, strides, strict=False):
         count *= size
         last += (size - 1) * stride
-    if len(shape) != len(strides) or len(shape) > 32 or count > storage.numel or (count and last >= storage.numel):
+    if len(shape) != len(strides) or count > storage.numel or (count and last >= storage.numel):
         raise wrong(f"a tensor of shape {shape[:8]} reaches beyond its storage of {storage.numel}")
     return Tensor(storage, offset, shape, strides)
 
@@ -106,18 +108,20 @@ def _machine() -> Machine:
     return Machine(CALLS, _STORAGES, _storage)
 
 
-def _tensors(found: object, prefix: str = "", depth: int = 0) -> dict[str, Tensor]:
+def _tensors(found: object) -> dict[str, Tensor]:
     """Name → tensor of a dict; one inside (`{"state_dict": …}`) gives names with a dot, other entries are left out."""
-    if type(found) is not dict or depth > 2:
-        raise wrong("no dict of tensors, or dicts nested too deeply")
     flat: dict[str, Tensor] = {}
-    for name, value in found.items():
-        if type(value) is dict:
-            flat |= _tensors(value, f"{prefix}{name}.", depth + 1)
-        elif type(value) is Tensor:
-            flat[prefix + name] = value
-        if len(flat) > _MAX_TENSORS:  # a dict that refers to one dict many times would multiply
-            raise wrong(f"more than {_MAX_TENSORS} tensors")
+    left = _MAX_ENTRIES  # a dict that refers to one dict many times would multiply
+    waiting = [("", found, 0)]
+    while waiting:
+        prefix, part, depth = waiting.pop()
+        if type(part) is not dict or depth > 2:
+            raise wrong("no dict of tensors, or dicts nested too deeply")
+        left -= 1 + len(part)
+        if left < 0:
+            raise wrong(f"more than {_MAX_ENTRIES} tensors and other entries")
+        flat |= {prefix + name: value for name, value in part.items() if type(value) is Tensor}
+        waiting += [(f"{prefix}{name}.", value, depth + 1) for name, value in part.items() if type(value) is dict]
     return flat
 
 
@@ -172,10 +176,10 @@ def _fill(data: bytes, stream: io.BytesIO, keys: list[str], used: dict[str, list
     for key in keys:
         numel = int.from_bytes(stream.read(8), "little")
         if key not in used or any(numel != storage.numel for storage in used[key]):
-            raise wrong(f"storage {key!r} holds {numel} elements, not what its tensors say")
+            raise wrong(f"storage {shown(key)} holds {numel} elements, not what its tensors say")
         start, size = stream.tell(), numel * used[key][0].dtype.itemsize
         if start + size > len(data):
-            raise wrong(f"cut short: storage {key!r} needs {size} bytes, {len(data) - start} are left")
+            raise wrong(f"cut short: storage {shown(key)} needs {size} bytes, {len(data) - start} are left")
         for storage in used[key]:
             storage.data = np.frombuffer(data, used[key][0].dtype, numel, start)
         stream.seek(start + size)
