@@ -134,7 +134,7 @@ def test_no_flipped_byte_is_silent(tmp_path, what):
     end = content.rindex(b"PK\5\6")
     directory = int.from_bytes(content[end + 16 : end + 20], "little")
     refused = 0
-    for case in range(400):
+    for case in range(240):
         place = random.randint(directory if case % 2 else 0, len(content))
         data = bytearray(content)
         data[place] ^= random.randint(1, 256)
@@ -148,7 +148,7 @@ def test_no_flipped_byte_is_silent(tmp_path, what):
             continue
         np.testing.assert_array_equal(images, PIXELS)
         assert labels.tolist() == [0, 1, 2], (place, data[place])
-    assert refused > 200
+    assert refused > 120
 
 
 def test_a_manifest_notices_what_a_zip_cannot(tmp_path):
