@@ -1,17 +1,20 @@
 """`warm_jax.main` with the stand-in network of tiny.py, which compiles in a second; for many processes at once."""
 
+from warm_jax.runtime import preemption
+
+if __name__ == "__main__":
+    preemption.listen()
+
 import jaxtyping
 
 jaxtyping.install_import_hook("warm_jax", "beartype.beartype")  # as in conftest.py
 
 import tiny  # noqa: E402
-from absl import app  # noqa: E402
 
 from warm_jax import main  # noqa: E402
-from warm_jax.cli import flags  # noqa: E402
 from warm_jax.experiments import experiment  # noqa: E402
 
 experiment._network = lambda config, shape, around, two: tiny.Linear(heads=around.heads)
 
 if __name__ == "__main__":
-    app.run(main.main, flags_parser=flags.parse)
+    main.run()

@@ -1,8 +1,11 @@
 """`python -m warm_jax`: the same as `python -m warm_jax.main`."""
 
-from absl import app
+from warm_jax.runtime import preemption
+
+if __name__ == "__main__":
+    preemption.listen()  # before the import below, which takes seconds
 
 from warm_jax import main
-from warm_jax.cli import flags
 
-app.run(main.main, flags_parser=flags.parse)
+if __name__ == "__main__":
+    main.run()

@@ -1,10 +1,19 @@
 """The command line of warm_jax: trains, samples, restores, scores and more, as --mode and --config say."""
 
+import os
+import sys
+
+if __name__ == "__main__" and not __package__:  # `python warm_jax/main.py`: its folder is no place to import from
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+from warm_jax.runtime import ending, preemption
+
+if __name__ == "__main__":
+    preemption.listen()  # before the imports below, which take seconds
+
 import contextlib
 import hashlib
-import os
 import pathlib
-import sys
 import tempfile
 import traceback
 
@@ -14,7 +23,7 @@ from ml_collections import ConfigDict
 
 from warm_jax.cli import flags, modes
 from warm_jax.data import buckets
-from warm_jax.runtime import host, pod, preemption, rollcall
+from warm_jax.runtime import host, pod, rollcall
 
 absl_flags.adopt_module_key_flags(flags)  # --help is of them
 CACHE = host.CACHE
@@ -47,8 +56,18 @@ def main(argv: list[str]) -> int:
         return flags.fail(error, flags.EXIT_USAGE)
     given = flags.config_name()
     workdir = flags.WORKDIR.value or str(flags.default_workdir(given or "images"))
-    with preemption.noted() if flags.MODE.value in flags.SAVING else contextlib.nullcontext():
+    with _answering(flags.MODE.value):
         return _run(flags.MODE.value, flags.CONFIG.value, workdir)
+
+
+def _answering(mode: str) -> contextlib.AbstractContextManager:
+    """What a signal does while `mode` runs: the program asks for it, or the process leaves at once."""
+    if mode in flags.SAVING:
+        return preemption.noted()
+    kept = "nothing was written; the same command begins anew"
+    if mode == "prepare":
+        kept = f"the finished parts are kept in {flags.OUT.value}.partial; the same command goes on from there"
+    return preemption.at_once(kept)
 
 
 def _doctor() -> int:
@@ -120,7 +139,10 @@ def _run(mode: str, config: ConfigDict | None, workdir: str) -> int:
 
     program = wrong = None
     try:
-        program = modes.prepare(mode, config, buckets.local(workdir))
+        with preemption.at_once(
+            "while looking at what was given; the same command begins, or goes on from what is saved"
+        ):
+            program = modes.prepare(mode, config, buckets.local(workdir))
     except (ValueError, TypeError, OSError) as error:
         logging.debug("while checking the input", exc_info=True)
         wrong = error
@@ -156,5 +178,12 @@ def _leave(status: int, why: str = "") -> int:
     return status
 
 
+def run() -> None:
+    """The process of the command line: ends with the exit status of `main`, in seconds."""
+    preemption.listen()
+    with ending.bounded():
+        app.run(main, flags_parser=flags.parse)
+
+
 if __name__ == "__main__":
-    app.run(main, flags_parser=flags.parse)
+    run()

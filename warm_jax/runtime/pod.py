@@ -125,6 +125,7 @@ def start(place: rollcall.Place | None, facts: dict[str, object], seconds: float
     if place is None:
         return
     rollcall.meet(place, facts, seconds)
+    preemption.together()
     import jax
     from jax._src import distributed
 

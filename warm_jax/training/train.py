@@ -202,7 +202,8 @@ def train(
     checkpoints = checkpoint.Checkpoints(
         run.workdir / "checkpoints", keep_last=settings.keep_last, keep_every=settings.keep_every
     )
-    state = _restore(run, checkpoints)
+    with preemption.at_once("no step was done yet; the same command goes on from what is saved"):
+        state = _restore(run, checkpoints)
     if jax.process_index() == 0:
         workdirs.save_config(exp.config, run.workdir)
         workdirs.save_data(run.source, run.workdir)
@@ -248,8 +249,10 @@ def _loop(
     """Steps until the last one or a signal; the host waits for the device only to report, to save and to keep pace."""
     exp, settings = run.experiment, run.experiment.config.train
     started = time.perf_counter()
-    traced = trace_step(exp)
-    compiled, measure = traced.lower().compile(), throughput.of_step(exp, traced)
+    done = f"step {int(state.step)} of {settings.steps} is saved" if int(state.step) else "no step was done yet"
+    with preemption.at_once(f"while compiling; {done}; the same command goes on from there"):
+        traced = trace_step(exp)
+        compiled, measure = traced.lower().compile(), throughput.of_step(exp, traced)
     pod.gather("compiled", "")  # the first step waits for all, but not for as long as a compiler may take
     _introduce(run, state, time.perf_counter() - started, measure)
     rate, start, stop = learning_rate(exp.config), int(state.step), pod.Stop(_AHEAD)
