@@ -139,9 +139,7 @@ def _run(mode: str, config: ConfigDict | None, workdir: str) -> int:
 
     program = wrong = None
     try:
-        with preemption.at_once(
-            "while looking at what was given; the same command begins, or goes on from what is saved"
-        ):
+        with preemption.at_once("while reading the input; the same command goes on from what is saved"):
             program = modes.prepare(mode, config, buckets.local(workdir))
     except (ValueError, TypeError, OSError) as error:
         logging.debug("while checking the input", exc_info=True)

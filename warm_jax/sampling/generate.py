@@ -102,9 +102,7 @@ def sample(drawing: Drawing, trajectory: bool = False) -> int:
     log.say(f"checkpoint of step {step}; {len(todo)} of {len(own)} images to draw{share}, {draw.batch_size} at a time")
     log.say(experiment.precision_policy(run.experiment.config))
     if len(todo):
-        with preemption.at_once(
-            f"while compiling; what was drawn is kept in {out}; the same command goes on from there"
-        ):
+        with preemption.at_once(f"while compiling; images in {out} are kept; the same command goes on from there"):
             draw.compile(weights)
         log.say(f"compiled the sampler in {draw.compile_seconds:.1f} s")
         started, nfe = time.perf_counter(), 0
