@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from warm_jax.cli import flags, modes
 from warm_jax.data import buckets
-from warm_jax.runtime import host, pod, rollcall
+from warm_jax.runtime import host, pod, quiet, rollcall
 
 absl_flags.adopt_module_key_flags(flags)  # --help is of them
 CACHE = host.CACHE
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     """Exit status: 0 done, 1 failed, 2 wrong usage or input, 75 saved after a signal and worth running again."""
     del argv
     if not absl_flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells every detail at INFO
+        quiet.quiet()
     if flags.MODE.value == "doctor":  # which must not fail where JAX does
         return _doctor()
     import jax

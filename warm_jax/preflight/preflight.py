@@ -44,7 +44,10 @@ def _check_installed(target: topology.Target) -> None:
     """OSError, with the command that brings it, where the compiler for `target` is missing."""
 
     def there(module: str) -> bool:
-        return importlib.util.find_spec(module) is not None
+        try:
+            return importlib.util.find_spec(module) is not None
+        except ModuleNotFoundError:  # of the package that it would be in
+            return False
 
     if target.chip.platform == "tpu" and not there("libtpu"):
         raise OSError(f"compiling for {target.chip.name} needs the wheel libtpu: pip install 'warm_jax[preflight]'")
