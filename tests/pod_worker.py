@@ -5,6 +5,8 @@ from warm_jax.runtime import preemption
 if __name__ == "__main__":
     preemption.listen()
 
+import os
+
 import jaxtyping
 
 jaxtyping.install_import_hook("warm_jax", "beartype.beartype")  # as in conftest.py
@@ -13,6 +15,9 @@ import tiny  # noqa: E402
 
 from warm_jax import main  # noqa: E402
 from warm_jax.experiments import experiment  # noqa: E402
+from warm_jax.runtime import pod  # noqa: E402
+
+pod.HUNG_SECONDS = float(os.environ.get("HUNG_SECONDS", pod.HUNG_SECONDS))
 
 experiment._network = lambda config, shape, around, two: tiny.Linear(heads=around.heads)
 

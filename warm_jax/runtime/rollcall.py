@@ -17,8 +17,11 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from warm_jax.runtime import door
+
 PREFIX = "WARM_JAX_"
-_MOST_BYTES = 1 << 20  # of what one process says
+_MOST_TEXT = 20_000  # characters of what is wrong
+_MOST_DIFFERENCES = 50
 _RETRY_SECONDS = 0.3
 _LATE_SECONDS = 10.0
 _TPU_PORT = 8482
@@ -144,88 +147,71 @@ def meet(place: Place, facts: Mapping[str, object], seconds: float) -> None:
         raise ValueError(wrong)
 
 
-def _address(place: Place) -> tuple[str, int]:
+def address(place: Place) -> tuple[str, int]:
+    """Host and port of process 0."""
     host, _, port = place.coordinator.rpartition(":")
     return host.strip("[]"), int(port)
 
 
 def _call(place: Place, mine: dict, seconds: float) -> tuple[str, str]:
     """Process 0: waits for the others, and tells each what is missing or wrong."""
-    port, until = _address(place)[1], time.monotonic() + seconds
-    both = socket.has_dualstack_ipv6()
+    (host, port), until, secret = address(place), time.monotonic() + seconds, door.token(os.environ)
+    if not secret and host not in door.LOOPBACK:
+        print(
+            f"note: {door.TOKEN} is not set: whoever reaches port {port} of this machine can take part in this job. "
+            "Give all its processes the same secret, as from: openssl rand -hex 32",
+            file=sys.stderr,
+        )
     try:
-        family = socket.AF_INET6 if both else socket.AF_INET
-        door = socket.create_server(("", port), family=family, dualstack_ipv6=both, backlog=place.processes)
+        entrance = door.Door(host, port, secret)
     except OSError as error:
         why = error.strerror
         raise ValueError(f"process 0 cannot open port {port} ({why}); choose another with --coordinator") from error
     came: dict[int, dict] = {}
-    connections, wrong = [], ""
-    with door:
-        while len(came) < place.processes - 1 and time.monotonic() < until:
-            door.settimeout(max(0.05, min(1.0, until - time.monotonic())))
-            try:
-                connection, _ = door.accept()
-                said = _heard(connection, place)
-            except (OSError, ValueError, KeyError, TypeError):  # nobody came, or a stranger
+    visitors: dict[int, list[door.Visitor]] = {}
+    wrong = ""
+    with contextlib.closing(entrance):
+        while len(came) < place.processes - 1 and (heard := entrance.heard(until)):
+            visitor, said = heard
+            number = said.get("process")
+            if not _is_of_this_job(said, place):
+                entrance.refuse(visitor)
                 continue
-            number = said["process"]
-            gone = [i for i, one in enumerate(connections) if one[0] == number and _is_closed(one[1])]
-            for i in gone:  # it was started again
-                connections.pop(i)[1].close()
-                came.pop(number)
-            connections.append((number, connection))
-            if number in came:
-                wrong = f"two processes say that they are process {number}: on {came[number]['host']} and on "
-                wrong += f"{said['host']}; give each its own --process"
+            earlier = [other for other in visitors.get(number, []) if not other.gone()]  # the rest was started again
+            visitors[number] = [*earlier, visitor]
+            if earlier:
+                hosts = f"on {door.shown(came[number]['host'])} and on {door.shown(said['host'])}"
+                wrong = f"two processes say that they are process {number}: {hosts}; give each its own --process"
             came[number] = said
             wrong = wrong or _difference(mine, said)
             if wrong:  # the others should hear of it too, if they come soon
                 until = min(until, time.monotonic() + _LATE_SECONDS)
         missing = "" if wrong else _who_is_missing(place, came, seconds)
-        for _, connection in connections:
-            with connection:
-                _write(connection, {"missing": missing, "wrong": wrong})
-                connection.settimeout(2.0)
-                with contextlib.suppress(OSError):  # until it has closed, so that the port is free for JAX
-                    connection.recv(1)
+        if missing and entrance.refused:
+            missing += f". Who came last from {entrance.refused} was refused: is {door.TOKEN} the same there?"
+        entrance.answer([one for several in visitors.values() for one in several], {"missing": missing, "wrong": wrong})
     return missing, wrong
 
 
-def _is_closed(connection: socket.socket) -> bool:
-    """Whether the other side has gone: a process that was ended, and is started again."""
-    connection.setblocking(False)
-    try:
-        return connection.recv(1, socket.MSG_PEEK) == b""
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    finally:
-        connection.setblocking(True)
-
-
-def _heard(connection: socket.socket, place: Place) -> dict:
-    """What a process says of itself. ValueError, KeyError or TypeError where it is not one of ours."""
-    said = _read(connection, 5.0)
-    if type(said["process"]) is not int or said["process"] < 1 or not isinstance(said["facts"], dict):
-        raise ValueError("not a process of this job")
-    return {"process": int(said["process"]), "host": str(said["host"]), "facts": said["facts"]}
+def _is_of_this_job(said: dict, place: Place) -> bool:
+    """Whether it says what a process of this job would say."""
+    number, host, facts = (said.get(name) for name in ("process", "host", "facts"))
+    return type(number) is int and 0 < number < place.processes and isinstance(host, str) and isinstance(facts, dict)
 
 
 def _answer(place: Place, mine: dict, seconds: float) -> tuple[str, str]:
     """The others: go to process 0, say what they run, and hear what it says."""
-    until = time.monotonic() + seconds
+    until, secret = time.monotonic() + seconds, door.token(os.environ)
     said = {"process": place.process, "host": socket.gethostname(), "facts": mine}
     reason = ""
     while time.monotonic() < until:
         try:
-            with socket.create_connection(
-                _address(place), timeout=max(0.1, min(5.0, until - time.monotonic()))
-            ) as there:
-                _write(there, said)
-                answer = _read(there, seconds + 10)  # it may have begun to wait later than this one
-                return answer["missing"], answer["wrong"]
+            # It may have begun to wait later than this one.
+            answer = door.ask(address(place), secret, said, until, seconds + _LATE_SECONDS)
+            return door.shown(answer["missing"], _MOST_TEXT), door.shown(answer["wrong"], _MOST_TEXT)
+        except PermissionError:
+            wrong = f"{door.TOKEN} {'is another one' if secret else 'is not set'} in process {place.process}"
+            return "", f"{wrong}; give it the one of process 0 at {place.coordinator}"
         except (OSError, ValueError, KeyError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             time.sleep(_RETRY_SECONDS)
@@ -241,13 +227,15 @@ def _difference(mine: dict, said: dict) -> str:
     """What process `said` has other than process 0, for people."""
     theirs, nothing = said["facts"], "(not there)"
     differ = [
-        f"{key} is {theirs.get(key, nothing)!r} there and {mine.get(key, nothing)!r} on process 0"
+        f"{door.shown(key)} is {door.shown(repr(theirs.get(key, nothing)))} there and "
+        f"{mine.get(key, nothing)!r} on process 0"
         for key in sorted(mine.keys() | theirs.keys())
         if mine.get(key, nothing) != theirs.get(key, nothing)
     ]
     if not differ:
         return ""
-    return f"process {said['process']} on {said['host']} runs something else: {'; '.join(differ)}"
+    differ = differ[:_MOST_DIFFERENCES] + (["…"] if len(differ) > _MOST_DIFFERENCES else [])
+    return f"process {said['process']} on {door.shown(said['host'])} runs something else: {'; '.join(differ)}"
 
 
 def _who_is_missing(place: Place, came: dict[int, dict], seconds: float) -> str:
@@ -255,7 +243,7 @@ def _who_is_missing(place: Place, came: dict[int, dict], seconds: float) -> str:
     if not absent:
         return ""
     names = [f"{number} ({place.hosts[number]})" if place.hosts else str(number) for number in absent]
-    here = ", ".join(f"{number} on {said['host']}" for number, said in sorted(came.items())) or "none"
+    here = ", ".join(f"{number} on {door.shown(said['host'])}" for number, said in sorted(came.items())) or "none"
     commands = [command_for(number) for number in absent[:8]] + (["…"] if len(absent) > 8 else [])
     return (
         f"of {place.processes} processes {', '.join(names)} did not come to {place.coordinator} within {seconds:g} s "
@@ -271,23 +259,3 @@ def command_for(process: int) -> str:
         named = argument in ("--process", "-process")
     before = f"{PREFIX}PROCESS={process} " if f"{PREFIX}PROCESS" in os.environ else ""
     return f"{before}python -m warm_jax.main {shlex.join(argv)}"
-
-
-def _write(connection: socket.socket, message: dict) -> None:
-    with contextlib.suppress(OSError):  # who is gone again is found missing by JAX
-        connection.sendall(json.dumps(message).encode() + b"\n")
-
-
-def _read(connection: socket.socket, seconds: float) -> dict:
-    """One line of JSON; ValueError or OSError where there is none."""
-    until, data = time.monotonic() + seconds, b""
-    while not data.endswith(b"\n"):
-        connection.settimeout(max(0.01, until - time.monotonic()))
-        more = connection.recv(65536)
-        if not more or len(data) > _MOST_BYTES:
-            raise ValueError("the connection was closed")
-        data += more
-    message = json.loads(data)
-    if not isinstance(message, dict):
-        raise ValueError("not a message")
-    return message
