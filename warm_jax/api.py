@@ -8,6 +8,9 @@ better = model.guided(1.5, by=warm_jax.load("runs/weaker"))           # or by th
 What a call compiles is kept with the model: the next one with the same settings and number of images compiles nothing.
 The first call sets what the command line sets, if JAX has not looked at its devices yet: the cache of compiled programs
 and, on a CPU, as many devices as cores.
+
+`load`, `sample`, `fit` and `score` do the same under any settings of JAX (`runtime/jax_settings.py`); `predict`, which
+the caller traces, follows the caller's.
 """
 
 import contextlib
@@ -26,7 +29,7 @@ from ml_collections import ConfigDict
 from warm_jax.diffusion.process import Prediction, Process
 from warm_jax.evaluation import evaluate
 from warm_jax.experiments import automatic, experiment
-from warm_jax.runtime import host, log, workdirs
+from warm_jax.runtime import host, jax_settings, log, workdirs
 from warm_jax.sampling import batches, runs
 from warm_jax.training import train
 
@@ -146,6 +149,7 @@ class Model:
         return self.weights if self.guide is None else (self.weights, self.guide.weights)
 
 
+@jax_settings.pinned()
 def load(workdir: str | pathlib.Path, checkpoint: int = -1, ema: float | None = None, **settings: Any) -> Model:
     """The model of a workdir, from its checkpoint of a step (-1: the latest); `settings` as for `sampled_with`.
 
@@ -169,6 +173,7 @@ def load(workdir: str | pathlib.Path, checkpoint: int = -1, ema: float | None = 
     return model.sampled_with(**settings) if settings else model
 
 
+@jax_settings.pinned()
 def sample(
     model: Model, seeds: Iterable[int], labels: Iterable[int] | int | np.integer | None = None, **settings: Any
 ) -> UInt8[np.ndarray, "n h w c"]:
@@ -224,6 +229,7 @@ def _settled(config: ConfigDict, workdir: str | pathlib.Path) -> tuple[ConfigDic
     return config, folder
 
 
+@jax_settings.pinned()
 def fit(config: ConfigDict, workdir: str | pathlib.Path) -> Model:
     """Trains as `--mode=train` does, or goes on where it was cut off, and loads the result.
 
@@ -236,6 +242,7 @@ def fit(config: ConfigDict, workdir: str | pathlib.Path) -> Model:
     return load(workdir)
 
 
+@jax_settings.pinned()
 def score(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, float]:
     """Scores the latest checkpoint as `--mode=evaluate` does; the scores by name, also a row of `results.jsonl`."""
     config, workdir = _settled(config, workdir)

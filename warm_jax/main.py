@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from warm_jax.cli import flags, modes
 from warm_jax.data import buckets
-from warm_jax.runtime import host, pod, quiet, rollcall
+from warm_jax.runtime import host, jax_settings, pod, quiet, rollcall
 
 absl_flags.adopt_module_key_flags(flags)  # --help is of them
 CACHE = host.CACHE
@@ -36,6 +36,7 @@ def main(argv: list[str]) -> int:
         quiet.quiet()
     if flags.MODE.value == "doctor":  # which must not fail where JAX does
         return _doctor()
+    jax_settings.take_out(os.environ)
     import jax
 
     host.keep_programs()
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
         return flags.fail(error, flags.EXIT_USAGE)
     given = flags.config_name()
     workdir = flags.WORKDIR.value or str(flags.default_workdir(given or "images"))
-    with _answering(flags.MODE.value):
+    with jax_settings.pinned(), _answering(flags.MODE.value):
         return _run(flags.MODE.value, flags.CONFIG.value, workdir)
 
 
@@ -76,6 +77,7 @@ def _doctor() -> int:
     given = dict(os.environ)  # as people set it
     cache = given.get("JAX_COMPILATION_CACHE_DIR") or os.path.expanduser(CACHE)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    jax_settings.take_out(os.environ)
     config = flags.CONFIG.value
     try:
         flags.check_flags("doctor")

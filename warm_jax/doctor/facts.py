@@ -16,6 +16,8 @@ import tempfile
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from warm_jax.runtime import door, jax_settings
+
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "ml-collections", "clu"),
     *("absl-py", "flatbuffers", "jaxtyping", "pillow", "safetensors", "tensorboardX", "tqdm"),
@@ -34,8 +36,8 @@ EXTRAS = {  # a module of each extra of setup.cfg that people use
 }
 # What changes what JAX does, and what makes a process one of many. Nothing else of the environment is read.
 VARIABLES = (
-    *("JAX_PLATFORMS", "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_COMPILATION_CACHE_DIR"),
-    *("JAX_DISABLE_JIT", "JAX_DEBUG_NANS", "XLA_FLAGS", "LIBTPU_INIT_ARGS", "CUDA_VISIBLE_DEVICES"),
+    *("JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS", "LIBTPU_INIT_ARGS", "CUDA_VISIBLE_DEVICES"),
+    *(name.upper() for name in (*jax_settings.PINNED, *jax_settings.OF_THE_COMPILER)),
     *("NVIDIA_TF32_OVERRIDE", "XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_MEM_FRACTION", "LD_LIBRARY_PATH"),
     *("WARM_JAX_COORDINATOR", "WARM_JAX_PROCESSES", "WARM_JAX_PROCESS", "WARM_JAX_GCS"),
     *("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST"),
@@ -253,7 +255,8 @@ def gather(
         cache=folder(cache, count=True),
         tensorflow=_version("tensorflow") or _version("tensorflow-cpu"),
         missing=tuple(name for name, module in EXTRAS.items() if importlib.util.find_spec(module) is None),
-        environment={name: environment[name] for name in VARIABLES if name in environment},
+        environment={name: environment[name] for name in VARIABLES if name in environment}
+        | ({door.TOKEN: "(a secret)"} if environment.get(door.TOKEN) else {}),
         place=place,
         place_error=place_error,
     )

@@ -8,6 +8,7 @@ import re
 from typing import NamedTuple
 
 from warm_jax.doctor.facts import Facts, Folder
+from warm_jax.runtime import door, jax_settings
 
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
 GIB = 2**30
@@ -176,13 +177,10 @@ def _settings(facts: Facts) -> list[Finding]:
     precision = facts.jax.precision or "default"
     said = f"{precision}: the DCT and the preconditioning ask for float32 themselves, whatever this is"
     found.append(Finding(OK if precision == "default" else NOTE, "matmul precision", said))
-    for name, what in {
-        "JAX_ENABLE_X64": "this program is float32; with it some things become float64",
-        "JAX_DISABLE_JIT": "nothing is compiled, so everything is very slow",
-        "JAX_DEBUG_NANS": "each step waits for the host, so training is slow",
-    }.items():
-        if facts.environment.get(name, "0").lower() not in ("", "0", "false"):
-            found.append(Finding(NOTE, "setting", f"{name} is set: {what}", f"unset {name}"))
+    for name, value in facts.environment.items():
+        if what := jax_settings.meaning(name):
+            said = f"{name}={value} is not used, here or in other modes: with it {what}"
+            found.append(Finding(NOTE, "setting", said, f"unset {name}"))
     said = ", ".join(f"{name}={value}" for name, value in shown(facts).items())
     if said:
         found.append(Finding(OK, "environment", said))
@@ -190,6 +188,11 @@ def _settings(facts: Facts) -> list[Finding]:
         found.append(Finding(PROBLEM, "processes", facts.place_error, "give all three, or none for one process"))
     else:
         found.append(Finding(OK, "processes", facts.place or "one: no coordinator in the environment"))
+    if facts.place and door.TOKEN not in facts.environment:
+        said = f"{door.TOKEN} is not set: whoever reaches the coordinator's port can take part in the job"
+        found.append(
+            Finding(NOTE, "token", said, f"the same {door.TOKEN} in all processes, as from: openssl rand -hex 32")
+        )
     return found
 
 

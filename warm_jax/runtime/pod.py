@@ -40,6 +40,7 @@ class _Pod:
         self.wrong = ""
         self.closing = threading.Event()
         self.silent = 0.0  # seconds since process 0 has answered
+        self.first = place.hosts[0] if place.hosts else "its host"
         self.thread = threading.Thread(target=self._watch, name="pod", daemon=True)
         self.thread.start()
         if place.process:
@@ -75,6 +76,8 @@ class _Pod:
     def _watch(self) -> None:
         published, acknowledged, beats = False, set(), 0
         others = {number: _Pulse() for number in range(1, self.place.processes)}
+        if not self.place.process:
+            self.put("warm_jax/news/host", platform.node())
         while not self.closing.wait(_LOOK_SECONDS):
             try:
                 if preemption.received() and not published:
@@ -106,6 +109,8 @@ class _Pod:
                 self.wrong = door.shown(value, 2000)
             elif name == "failed":
                 self._follow(door.shown(value, 2000))
+            elif name == "host":
+                self.first = door.shown(value)
             elif name == "hung":
                 _leave_with(door.shown(value))
 
@@ -130,8 +135,8 @@ class _Pod:
         while not self.closing.wait(1.0):
             self.silent += 1.0
             if self.silent >= HUNG_SECONDS:
-                host = self.place.hosts[0] if self.place.hosts else "its host"
-                _leave_with(f"process 0 on {host} ({self.place.coordinator}) has not answered for {HUNG_SECONDS:g} s")
+                where = f"process 0 on {self.first} ({self.place.coordinator})"
+                _leave_with(f"{where} has not answered for {HUNG_SECONDS:g} s")
 
     def _follow(self, what: str) -> None:
         """Another process has failed: the main thread may wait for it in a collective, so it is not asked."""
