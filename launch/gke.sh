@@ -156,13 +156,14 @@ esac
 
 render() {
   python3 - "$here/gke_jobset.yaml" "$variant" "$spot" "$@" <<'PYTHON'
-import json, re, string, sys
+import json, re, secrets, string, sys
 
 path, variant, spot, *pairs = sys.argv[1 : sys.argv.index("--")]
 values = dict(pair.split("=", 1) for pair in pairs)
 # What is checked above stands between quotes in the template; free text is written as JSON, which is YAML. The kubelet
 # reads $(NAME) in arguments, and two dollars as one.
 arguments = [argument.replace("$", "$$") for argument in sys.argv[sys.argv.index("--") + 1 :]]
+values["token"] = secrets.token_hex(32)  # not an argument, which others on this machine could see
 values |= {"args": json.dumps(arguments), "image": json.dumps(values["image"]), "mount": json.dumps(values["mount"])}
 holds = {
     "spot": spot == "true",
@@ -172,7 +173,9 @@ holds = {
     "bucket": values["buckets"],
 }
 head, documents = open(path, encoding="utf-8").read().split("\n\n", 1)
-lines = documents.split("\n---\n")[("tpu", "gpu").index(variant)].splitlines()
+secret, *jobs = documents.split("\n---\n")
+chosen = [secret] * (int(values["hosts"]) > 1) + [jobs[("tpu", "gpu").index(variant)]]
+lines = "\n---\n".join(chosen).splitlines()
 marked = [(line, re.search(r"  # only: (\w+)$", line)) for line in lines]
 kept = [line[: mark.start()] if mark else line for line, mark in marked if not mark or holds[mark[1]]]
 filled = []
@@ -196,9 +199,11 @@ command -v kubectl >/dev/null || fail "kubectl is not installed: https://kuberne
 in_namespace=()
 [[ -z $namespace ]] || in_namespace=(--namespace="$namespace")
 kubectl apply ${in_namespace[@]+"${in_namespace[@]}"} -f - <<<"$yaml"
+token=''
+((hosts == 1)) || token="; kubectl delete secret $name-token"
 cat >&2 <<MESSAGE
 It costs money until it has ended and its nodes are gone.
   kubectl get jobset $name
   kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0
-  kubectl delete jobset $name
+  kubectl delete jobset $name$token
 MESSAGE

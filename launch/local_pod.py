@@ -4,13 +4,14 @@
     python launch/local_pod.py --hosts=2 --devices-per-host=4 --dry-run -- --config=configs/smoke.py
 
 What stands after `--` goes to warm_jax.main. Host 0 speaks on the console, the others to host1.log, host2.log, … in
---logs. SIGTERM and SIGINT are passed on to all. As in a pod, where one host dies the job is over: the others are
+--logs. SIGTERM, SIGINT and SIGHUP go to all. As in a pod, where one host dies the job is over: the others are
 killed, and its exit status is this one's (128 + N for signal N). The same command goes on from the last checkpoint.
 """
 
 import argparse
 import os
 import pathlib
+import secrets
 import shlex
 import signal
 import socket
@@ -44,7 +45,9 @@ def environment(devices: int, inherited: dict[str, str]) -> dict[str, str]:
     # Cores are few here, and hosts many: one may be late without being dead.
     flags += [f"--xla_cpu_collective_{name}_seconds=600" for name in ("timeout", "call_terminate_timeout")]
     path = os.pathsep.join(filter(None, [str(ROOT), inherited.get("PYTHONPATH", "")]))
-    return {**inherited, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags), "PYTHONPATH": path}
+    token = inherited.get("WARM_JAX_TOKEN") or secrets.token_hex(32)  # by which the processes know one another
+    own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags), "PYTHONPATH": path, "WARM_JAX_TOKEN": token}
+    return {**inherited, **own}
 
 
 def start(lines: list[list[str]], env: dict[str, str], logs: pathlib.Path) -> list[subprocess.Popen]:
@@ -109,7 +112,7 @@ def main() -> int:
             if host.poll() is None:
                 host.send_signal(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, pass_on)
     try:
         return wait(hosts, given.grace)

@@ -212,6 +212,7 @@ install_gcsfuse() {
   install_script=$idle$mount'
 mount_buckets "$2"
 mkdir -p "$d"; rm -rf "$d/src"; mkdir "$d/src"; tar -xzf "$HOME/warm_jax.tar.gz" -C "$d/src"; cd "$d"
+mv src/warm_jax.token token; rm "$HOME/warm_jax.tar.gz"
 export PATH="$HOME/.local/bin:$PATH"
 # The images have Python 3.10, which is too old; uv brings its own.
 command -v uv >/dev/null || PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
@@ -226,6 +227,8 @@ mount_buckets "$2"; shift 2
 if [ -e "$d/stopped" ]; then echo "error: $(hostname): it was stopped" >&2; exit 1; fi
 cd "$d/src"; rm -f ../exit ../pid
 export JAX_PLATFORMS=tpu,cpu PYTHONUNBUFFERED=1
+# By this the workers know one another; in a file and in the environment, since command lines can be seen by others.
+if [ -s ../token ]; then WARM_JAX_TOKEN=$(cat ../token); export WARM_JAX_TOKEN; fi
 nohup setsid sh -c "\"\$@\" & echo \$! >../pid; wait \$!; echo \$? >../exit" sh \
   "$d/venv/bin/python" -m warm_jax.main "$@" >>../train.log 2>&1 </dev/null &
 for i in 1 2 3 4 5 6 7 8 9 10; do [ -s ../pid ] && break; sleep 0.3; done
@@ -280,21 +283,23 @@ await() { # until the queue has given the machine
   done
 }
 
-pack() { # this checkout, uncommitted changes and new files too, as the archive $1
+pack() { # this checkout, uncommitted changes and new files too, and a token for the workers, as the archive $1
   if $dry_run; then
     echo "# this checkout, without what git ignores, as warm_jax.tar.gz"
   elif git -C "$root" rev-parse --is-inside-work-tree >/dev/null 2>&1; then
     git -C "$root" ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do
       if [[ -e $root/$file ]]; then printf '%s\0' "$file"; fi
-    done | tar -C "$root" --null -T - -czf "$1"
+    done | tar -C "$root" --null -T - -czf "$1" -C "$(dirname "$1")" warm_jax.token
   else
-    tar -C "$root" --exclude='./.venv*' --exclude=./runs --exclude=__pycache__ -czf "$1" .
+    tar -C "$root" --exclude='./.venv*' --exclude=./runs --exclude=__pycache__ -czf "$1" . -C "$(dirname "$1")" warm_jax.token
   fi
 }
 
 install() {
   local folder status=0
   folder=$(mktemp -d)
+  # By this the workers know one another. It is read by nobody else: neither from a file nor from a command line.
+  (umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$folder/warm_jax.token" && : >"$folder/warm_jax.tar.gz")
   pack "$folder/warm_jax.tar.gz" &&
     if $dry_run; then
       cloud tpu-vm scp warm_jax.tar.gz "$name:warm_jax.tar.gz" "${where[@]}" --worker=all

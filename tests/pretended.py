@@ -84,7 +84,7 @@ if [[ $1 == venv ]]; then mkdir -p venv/bin; cp "$FAKE/bin/trained" venv/bin/pyt
     "trained": r"""
 if [[ $1 == -c ]]; then echo "has jax"; exit; fi
 [[ $PWD == */warm_jax/src && -f warm_jax/main.py && $JAX_PLATFORMS == tpu,cpu ]] || exit 9
-printf '%s\n' "$@" >"$FAKE/argv$WORKER"; echo "training $WORKER"
+printf '%s\n' "$@" >"$FAKE/argv$WORKER"; printf %s "$WARM_JAX_TOKEN" >"$FAKE/token$WORKER"; echo "training $WORKER"
 plan=$(head -n 1 "$FAKE/plan$WORKER"); sed -i 1d "$FAKE/plan$WORKER"
 case $plan in
   wait) trap 'exit 75' TERM; for i in {1..200}; do sleep 0.05; done ;;
@@ -106,7 +106,7 @@ touch "$HOME/mounted${last//\//_}" """,
     "mountpoint": "[[ -e $HOME/mounted${2//\\//_} ]]",
     "fusermount": "exit 1",
     "kubectl": 'cat >"$FAKE/applied"',
-    "srun": 'exit "$STATUS"',
+    "srun": 'printf %s "$WARM_JAX_TOKEN" >"$FAKE/token"; exit "$STATUS"',
     "scontrol": '[[ $1 != show ]] || echo "JobId=$3 JobState=$STATE Reason=None"',
 }
 

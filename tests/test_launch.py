@@ -122,10 +122,44 @@ def test_what_cannot_be_is_refused_in_one_line(script, arguments, words, tmp_pat
 
 
 def rendered(*arguments):
+    """The JobSet of a dry run."""
+    return documents(*arguments)[-1]
+
+
+def documents(*arguments):
+    """All that a dry run prints."""
     done = bash("gke.sh", "--dry-run", *arguments)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert "${" not in done.stdout and "# only" not in done.stdout
-    return yaml.safe_load(done.stdout)
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def token_of(found, container):
+    """What a container finds as WARM_JAX_TOKEN, by the secret beside its JobSet; empty where it has none."""
+    given = [one["valueFrom"]["secretKeyRef"] for one in container["env"] if one["name"] == "WARM_JAX_TOKEN"]
+    secrets = {one["metadata"]["name"]: one["stringData"] for one in found if one["kind"] == "Secret"}
+    assert len(found) == 1 + len(secrets) and list(secrets) == [one["name"] for one in given]
+    return secrets[given[0]["name"]][given[0]["key"]] if given else ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "several"),
+    [
+        (["--accelerator=tpu-v5-lite-podslice", "--topology=4x4"], True),
+        (["--accelerator=tpu-v5-lite-podslice", "--topology=2x2"], False),
+        (["--accelerator=nvidia-h100-80gb", "--gpus=8", "--nodes=2"], True),
+        (["--accelerator=nvidia-h100-80gb", "--gpus=8"], False),
+    ],
+)
+def test_pods_share_a_token_that_is_no_argument(flags, several):
+    """A new one each time, of 32 bytes; one host needs none."""
+    made = [documents(*GKE, *flags, "--name=warm") for _ in range(2)]
+    one, other = (token_of(found, parts(found[-1])[2]) for found in made)
+    assert bool(re.fullmatch("[0-9a-f]{64}", one)) is several and (one != other) is several
+    if several:
+        container = parts(made[0][-1])[2]
+        assert one not in json.dumps([container["command"], container["args"]])
+        assert made[0][0]["apiVersion"] == "v1" and made[0][0]["metadata"] == {"name": "warm-token"}
 
 
 def parts(jobset):
@@ -192,7 +226,7 @@ def test_a_gpu_pool(nodes):
     assert container["resources"]["requests"] == container["resources"]["limits"] == {"nvidia.com/gpu": 8}
     name = jobset["spec"]["replicatedJobs"][0]["name"]
     # JobSet: a pod's host name is <jobset>-<replicated job>-<job index>-<pod index>.<jobset>
-    (index,) = [variable for variable in container["env"] if "valueFrom" in variable]
+    (index,) = [variable for variable in container["env"] if "fieldRef" in variable.get("valueFrom", "")]
     assert "batch.kubernetes.io/job-completion-index" in index["valueFrom"]["fieldRef"]["fieldPath"]
     words = kubelet([*container["command"], *container["args"]], {index["name"]: "1"})
     expected = [f"--coordinator=warm-{name}-0-0.warm:8476", f"--processes={nodes}", "--process=1"]
@@ -297,7 +331,10 @@ def test_gke_applies_what_the_dry_run_prints(tmp_path):
     done = bash("gke.sh", *flags, env=env)
     assert done.returncode == 0 and "kubectl delete jobset warm-jax" in done.stderr
     assert calls(tmp_path) == [["kubectl", "apply", "--namespace=team", "-f", "-"]]
-    assert yaml.safe_load((tmp_path / "applied").read_text()) == rendered(*flags)
+    secret, jobset = yaml.safe_load_all((tmp_path / "applied").read_text())
+    assert jobset == rendered(*flags) and secret["kind"] == "Secret"
+    assert secret["stringData"]["token"] not in (tmp_path / "calls").read_text() + done.stdout + done.stderr
+    assert "kubectl delete secret warm-jax-token" in done.stderr
 
 
 # ── Slurm ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -344,6 +381,7 @@ def test_slurm_runs_and_requeues(tmp_path, status, state, again):
     done = bash(script, *TRAIN, "--python=py", "--", *AWKWARD, env={**env, "STATE": state}, cwd=tmp_path)
     assert done.returncode == status, done.stderr
     first, *rest = calls(tmp_path)
+    assert re.fullmatch("[0-9a-f]{64}", (tmp_path / "token").read_text())  # in the environment, for srun to hand on
     assert first == [*SRUN, "--cpus-per-task=8", "py", "-m", "warm_jax.main", *TRAIN, *AWKWARD]
     assert (["scontrol", "requeue", "17"] in rest) == again
 

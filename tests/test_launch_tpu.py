@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -136,6 +137,11 @@ def test_a_training_from_create_to_stop(tpu, tmp_path):
         wait_for(tmp_path / f"vm{worker}" / "warm_jax" / "train.log", f"training {worker}")
         told = (tmp_path / f"argv{worker}").read_text().splitlines()
         assert told == ["-m", "warm_jax.main", "--config=configs/new one.py:hot", TRAIN[1], *AWKWARD]
+    tokens = {(tmp_path / f"token{worker}").read_text() for worker in (0, 1)}
+    assert len(tokens) == 1 and re.fullmatch("[0-9a-f]{64}", *tokens)
+    assert tokens.pop() not in (tmp_path / "calls").read_text()  # in no command line
+    assert (tmp_path / "vm0" / "warm_jax" / "token").stat().st_mode & 0o077 == 0
+    assert not list((tmp_path / "vm0").rglob("warm_jax.t*"))  # neither the archive nor the file that it came in
     copied = tmp_path / "vm0" / "warm_jax" / "src"
     assert (copied / "configs" / "new one.py").exists()  # new files too, but none that git ignores
     assert not (copied / "secret").exists()
