@@ -95,38 +95,53 @@ def _close_terminals(terminals: tuple[int, ...]) -> None:
         os.close(nowhere)
 
 
-def _install() -> tuple[list, int, int]:
+def _install() -> tuple[list, int, int, threading.Thread]:
     """Handlers and the thread that answers; what `_uninstall` needs."""
     for before_this in (_received, _heard, _answered, _leaving):
         before_this.clear()
     source, target = os.pipe()
     os.set_blocking(target, False)
     terminals = tuple(number for number in (1, 2) if os.isatty(number))
-    threading.Thread(target=_answer, args=(source, terminals), name="signals", daemon=True).start()
+    answering = threading.Thread(target=_answer, args=(source, terminals), name="signals", daemon=True)
+    answering.start()
     wakeup = signal.set_wakeup_fd(target, warn_on_full_buffer=False)
     before = []
     for number in _SIGNALS:
         ignored = number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN  # by nohup
         before.append((number, signal.getsignal(number) if ignored else signal.signal(number, _note)))
-    return before, wakeup, target
+    return before, wakeup, target, answering
 
 
-def _forget() -> None:
+_forking = threading.local()
+
+
+def _before_fork() -> None:
+    """A signal to a child, before it has forgotten, would be written into its parent's pipe."""
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+
+def _after_fork() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
+def _in_child() -> None:
     """In a child that was forked: its signals are its own, and not its parent's."""
     if signal.getsignal(signal.SIGTERM) is _note:
         signal.set_wakeup_fd(-1)
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_DFL)
+    _after_fork()
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
 
 
-def _uninstall(before: list, wakeup: int, target: int) -> None:
+def _uninstall(before: list, wakeup: int, target: int, answering: threading.Thread) -> None:
     for number, handler in before:
         signal.signal(number, handler)
     signal.set_wakeup_fd(wakeup)
     os.write(target, b"\0")
+    answering.join(1.0)
     os.close(target)
 
 
