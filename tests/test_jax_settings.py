@@ -105,7 +105,7 @@ def drawn(folder):
     with np.load(folder / "made.npz") as made:
         images, labels = made["images"].tobytes(), made["labels"].tobytes()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return images, labels, [row["loss"] for row in rows if row["step"] == 6]
+    return images, labels, [row["loss/residual"] for row in rows if row["step"] == 6]
 
 
 def test_a_run_and_its_images_are_the_same_bytes(tmp_path, others, capsys):
