@@ -155,7 +155,8 @@ def test_parts_know_no_program(name):
     parts = within(*(f"{room(name)}.{part}" for part in PARTS[room(name)]))
     for_people = within(*(f"runtime.{name}" for name in ("environment", "pictures", "rounding", "workdirs")))
     files = within("data.folders") if name == "warm_jax.restoration.photographs" else set()  # which of them are images
-    assert own(name) <= parts | files | within("diffusion", "metrics") | for_people
+    settings = within("runtime.door", "runtime.jax_settings") if room(name) == "doctor" else set()
+    assert own(name) <= parts | files | settings | within("diffusion", "metrics") | for_people
 
 
 @pytest.mark.parametrize("name", sorted(within(*(f"analysis.{part}" for part in PARTS["analysis"]))))
@@ -183,7 +184,7 @@ def test_who_may_import_what(name):
     assert not roots & {"configs", "tests"}
     assert not any(other.startswith(("matplotlib.pyplot", "pylab")) for other in found)  # its state is the process's
     assert not [o for o in found if o.startswith("jax._src")] or name in within("runtime.pod", "runtime.rollcall")
-    assert "socket" not in roots or name == "warm_jax.runtime.rollcall"
+    assert "socket" not in roots or name in within("runtime.door", "runtime.rollcall")
     configured = within(*ROOMS[ROOMS.index("experiments") :], "runtime.workdirs")
     assert "ml_collections" not in roots or name in configured
     assert "matplotlib" not in roots or name in within(*PLOTS)
@@ -216,8 +217,23 @@ def test_sampling_stands_on_no_program():
 
 def test_processes_meet_before_anything_else_is_loaded():
     """What starts a pod stands on nothing that could look at a device."""
-    assert own("warm_jax.runtime.rollcall") == own("warm_jax.runtime.preemption") == set()
-    assert own("warm_jax.runtime.pod") == within("runtime.rollcall", "runtime.preemption")
+    assert own("warm_jax.runtime.door") == own("warm_jax.runtime.preemption") == set()
+    assert own("warm_jax.runtime.rollcall") == within("runtime.door")
+    assert own("warm_jax.runtime.pod") == within("runtime.door", "runtime.rollcall", "runtime.preemption")
+
+
+def test_signals_are_answered_before_anything_is_loaded_that_takes_long():
+    """What answers them, and bounds the end, needs Python alone; it comes first in both ways to start."""
+    for name in ("preemption", "ending"):
+        assert {other.split(".")[0] for other in imports(MODULES[f"warm_jax.runtime.{name}"])} <= {
+            *sys.stdlib_module_names,
+            "warm_jax",
+        }
+    for name in ("main", "__main__"):
+        lines = (PACKAGE / f"{name}.py").read_text().splitlines()
+        before = lines[: lines.index(next(line for line in lines if "preemption.listen()" in line))]
+        loaded = [line.split()[1] for line in before if line.startswith(("import ", "from "))]
+        assert set(loaded) - {"warm_jax.runtime"} <= {"os", "sys"}, name
 
 
 def test_no_circles():

@@ -3,11 +3,13 @@
 import json
 import os
 import pathlib
+import platform
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -16,7 +18,8 @@ import pytest
 import tiny
 from PIL import Image
 
-from warm_jax.runtime import checkpoint
+from warm_jax.runtime import checkpoint, rollcall
+from warm_jax.runtime import pod as pods
 from warm_jax.sampling import generate
 from warm_jax.training import step, train
 
@@ -185,6 +188,110 @@ def test_what_is_wrong_with_one_ends_all(tmp_path):
         if "flag" not in message:
             assert codes[0] == 2 and re.search(message, pod.said(0)), (codes, pod.said(0))
         assert "compiled" not in pod.said(0) and "Traceback" not in pod.said(0) + pod.said(1)
+
+
+# ── Processes that hang ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Store:
+    """The key-value store of JAX's coordinator, of which what is asked for comes at once, or never."""
+
+    def __init__(self):
+        self.values, self.answers = {}, threading.Event()
+        self.answers.set()
+
+    def key_value_set(self, key, value, allow_overwrite=False):
+        self.answers.wait()
+        assert allow_overwrite or key not in self.values, "ALREADY_EXISTS"
+        self.values[key] = value
+
+    def key_value_dir_get(self, prefix):
+        self.answers.wait()
+        return [(key, value) for key, value in self.values.items() if key.startswith(prefix)]
+
+
+@pytest.fixture
+def left(monkeypatch):
+    """With what words processes, in threads here, would have ended."""
+    words = []
+
+    def leave(why):
+        words.append(why)
+        threading.Event().wait()
+
+    monkeypatch.setattr(pods, "_leave_with", leave)
+    monkeypatch.setattr(pods, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(pods, "HUNG_SECONDS", 1.0)
+    return words
+
+
+def closed(*made):
+    for one in made:
+        one.closing.set()
+
+
+def wait_for_words(left, number):
+    until = time.monotonic() + 30
+    while len(left) < number:
+        assert time.monotonic() < until, left
+        time.sleep(0.01)
+
+
+def test_a_process_that_hangs_is_named_and_ends_the_job(left):
+    """Process 1 says nothing more: process 0 finds it, and tells the other."""
+    store, place = Store(), rollcall.Place("localhost:1", 3, 0)
+    first, other = pods._Pod(place, store), pods._Pod(place._replace(process=2), store)
+    store.key_value_set("warm_jax/alive/1", "7 node\x1b[2J17", allow_overwrite=True)
+    wait_for_words(left, 2)
+    closed(first, other)
+    assert set(left) == {"process 1 on node\\x1b[2J17 has given no sign of life for 1 s"}
+
+
+def test_process_0_that_hangs_is_named(left):
+    store, place = Store(), rollcall.Place("localhost:1", 2, 1, ("a", "b"))
+    other = pods._Pod(place, store)
+    store.key_value_set("warm_jax/news/host", "node0")
+    time.sleep(0.2)
+    store.answers.clear()
+    wait_for_words(left, 1)
+    closed(other)
+    store.answers.set()
+    assert left[0] == "process 0 on node0 (localhost:1) has not answered for 1 s"
+
+
+def test_processes_that_live_are_left_alone(left):
+    store, place = Store(), rollcall.Place("localhost:1", 2, 0)
+    made = [pods._Pod(place._replace(process=number), store) for number in (0, 1)]
+    time.sleep(2.5)
+    closed(*made)
+    assert left == []
+
+
+def test_a_time_in_which_this_process_slept_itself_does_not_count(monkeypatch):
+    """As a laptop that was closed, or a process that was stopped: hours later the others have had no time to speak."""
+    clock = [0.0]
+    monkeypatch.setattr(pods.time, "monotonic", lambda: clock[0])
+    pulse = pods._Pulse()
+    for now, said, silent in ((1, "a", 0), (2, "a", 1), (9999, "a", 3), (10000, "a", 4), (10001, "b", 0)):
+        clock[0] = now
+        assert pulse.silent(said) == silent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_host_that_is_stopped_ends_the_job(tmp_path, monkeypatch, number):
+    """SIGSTOP to one of three: the others end with one line, status 1, and no stack of C++."""
+    monkeypatch.setenv("HUNG_SECONDS", "6")
+    pod = Pod(3, tmp_path, f"--workdir={tmp_path / 'run'}", "--config.train.batch_size=15", steps=10**6)
+    pod.wait_for("step      10")
+    pod.hosts[number].send_signal(signal.SIGSTOP)
+    others = [other for other in range(3) if other != number]
+    for other in others:
+        assert pod.hosts[other].wait(timeout=60) == 1
+        lines = [line for line in pod.said(other).splitlines() if line.startswith(("error", "F1", "***", "Fatal"))]
+        name = f"process {number} on {platform.node()}"
+        assert len(lines) == 1 and lines[0].startswith(f"error: {name}"), lines
+    pod.hosts[number].kill()
 
 
 # ── Sampling and evaluation ──────────────────────────────────────────────────────────────────────────────────────────

@@ -130,10 +130,13 @@ class _Pod:
         _leave_with(why)
 
     def _guard(self) -> None:
-        """Of process 0, whose answer the other thread waits for. Of a time in which this process was stopped itself,
-        as a laptop that slept, little counts."""
-        while not self.closing.wait(1.0):
-            self.silent += 1.0
+        """Ends this process where process 0, for whose answer the other thread waits, gives none.
+
+        Of a time in which this process was stopped itself, as a laptop that slept, little counts.
+        """
+        tick = HUNG_SECONDS / 30
+        while not self.closing.wait(tick):
+            self.silent += tick
             if self.silent >= HUNG_SECONDS:
                 where = f"process 0 on {self.first} ({self.place.coordinator})"
                 _leave_with(f"{where} has not answered for {HUNG_SECONDS:g} s")
