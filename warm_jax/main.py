@@ -12,6 +12,7 @@ if __name__ == "__main__":
     preemption.listen()  # before the imports below, which take seconds
 
 import contextlib
+import errno
 import hashlib
 import pathlib
 import tempfile
@@ -159,6 +160,8 @@ def _run(mode: str, config: ConfigDict | None, workdir: str) -> int:
         return _leave(program())
     except (ValueError, TypeError, OSError, FloatingPointError, MemoryError, jax.errors.JaxRuntimeError) as error:
         logging.info("traceback", exc_info=True)  # --verbosity=0 shows it
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
+            error = OSError(f"{error}: the disk of {flags.OUT.value or workdir} is full; make room, and run it again")
         status = flags.fail(error, flags.EXIT_USAGE if mode in (*flags.WITHOUT_CONFIG, "stats") else flags.EXIT_FAILED)
         return _leave(status, str(error))
     except Exception as error:
