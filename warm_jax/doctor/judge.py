@@ -190,9 +190,7 @@ def _settings(facts: Facts) -> list[Finding]:
         found.append(Finding(OK, "processes", facts.place or "one: no coordinator in the environment"))
     if facts.place and door.TOKEN not in facts.environment:
         said = f"{door.TOKEN} is not set: whoever reaches the coordinator's port can take part in the job"
-        found.append(
-            Finding(NOTE, "token", said, f"the same {door.TOKEN} in all processes, as from: openssl rand -hex 32")
-        )
+        found.append(Finding(NOTE, "token", said, "give all processes the same, as from: openssl rand -hex 32"))
     return found
 
 
