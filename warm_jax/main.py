@@ -24,9 +24,9 @@ from ml_collections import ConfigDict
 
 from warm_jax.cli import flags, modes
 from warm_jax.data import buckets
+from warm_jax.experiments import config_files
 from warm_jax.runtime import host, jax_settings, pod, quiet, rollcall
 
-absl_flags.adopt_module_key_flags(flags)  # --help is of them
 CACHE = host.CACHE
 
 
@@ -50,8 +50,8 @@ def main(argv: list[str]) -> int:
                 f"--mode={flags.MODE.value} runs in one process, and this is one of {place.processes}; give "
                 "--processes=1, and run it once"
             )
-        share_cores(flags.CONFIG.value, place.processes if place else 1)
-        pod.start(place, _facts(flags.CONFIG.value), flags.START_SECONDS.value)
+        share_cores(flags.config(), place.processes if place else 1)
+        pod.start(place, _facts(flags.config()), flags.START_SECONDS.value)
     except TimeoutError as error:
         return flags.fail(error, flags.EXIT_FAILED)
     except (ValueError, OSError) as error:
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
     given = flags.config_name()
     workdir = flags.WORKDIR.value or str(flags.default_workdir(given or "images"))
     with jax_settings.pinned(), _answering(flags.MODE.value):
-        return _run(flags.MODE.value, flags.CONFIG.value, workdir)
+        return _run(flags.MODE.value, flags.config(), workdir)
 
 
 def _answering(mode: str) -> contextlib.AbstractContextManager:
@@ -79,9 +79,8 @@ def _doctor() -> int:
     cache = given.get("JAX_COMPILATION_CACHE_DIR") or os.path.expanduser(CACHE)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
     jax_settings.take_out(os.environ)
-    config = flags.CONFIG.value
+    config = flags.config()
     try:
-        flags.check_flags("doctor")
         out = flags.path(flags.OUT)
         if out:
             _check_report(out)
@@ -93,7 +92,7 @@ def _doctor() -> int:
     with contextlib.suppress(Exception):  # where JAX is broken, which the table says
         share_cores(config)
     try:
-        smoke = flags.config_file("configs/smoke.py")
+        smoke = config_files.load("smoke")
     except OSError:
         smoke = None
     try:

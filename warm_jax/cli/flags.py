@@ -1,106 +1,85 @@
-"""The flags: which there are, what they mean together, and what is said of wrong ones."""
+"""The flags: which there are, how they are read, and what is said of wrong ones."""
 
+import dataclasses
+import importlib.metadata
 import pathlib
-import runpy
+import platform
+import re
 import sys
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from absl import app, flags
+from ml_collections import ConfigDict
 
-from warm_jax.cli import letters
+from warm_jax.cli import flag_table, letters, overrides, usage
+from warm_jax.cli.flag_table import MODES, OF_A_RUN, WITHOUT_CONFIG
 from warm_jax.data import buckets
+from warm_jax.experiments import config_files
 
-MODES = {
-    "train": "train, resuming by itself from the workdir's last checkpoint, and draw a grid of samples",
-    "sample": "draw --seeds with the EMA weights of a checkpoint",
-    "restore": "restore photographs, --images, of known --blur and --noise or of estimated ones",
-    "evaluate": "score a checkpoint, or --images, against a reference",
-    "stats": "write the statistics file --out of --images, to evaluate against",
-    "preflight": "compile the config's programs for --topology, which need not be here: memory, FLOPs, bounds on speed",
-    "prepare": "make --out (a zip or arrayrecord) of --images: cropped, resized, with a manifest",
-    "compare": "train, sample and score all systems of compare.systems, each with its own form of the config",
-    "analyze": "make the figures of --analysis from the data, from exact predictors and from trained models",
-    "inspect": "look at --images: counts, sizes, broken files, a contact sheet, the spectrum",
-    "convert": "convert published Inception weights, --from_inception=FILE.pth, to --out=FILE.safetensors; or EDM's, "
-    "--from_edm=FILE.pkl, to --workdir; or an export, --from_export=FOLDER, to --workdir",
-    "doctor": "what this machine has, what is wrong with it, and a self-test of seconds; with a config also its images",
-    "export": "write a checkpoint's EMA weights as safetensors, JSON, StableHLO and a model card to --out",
-}
 # These save what they have, and leave, at a signal.
 SAVING = ("train", "sample", "restore", "evaluate", "compare", "analyze")
 TOGETHER = ("train", "sample", "evaluate")  # these run on many processes
-OF_WEIGHTS = ("sample", "restore", "evaluate", "analyze", "export")  # these take --ema
-WITHOUT_CONFIG = ("prepare", "inspect", "convert", "doctor")
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
-CONFIG = config_flags.DEFINE_config_file(
+CONFIG = flags.DEFINE_string(
     "config",
     None,
-    "Config file, with an optional system: configs/cifar10.py:hot. Override with --config.KEY=VALUE.",
-    lock_config=True,
+    "A config: the name of a shipped one, as cifar10, or FILE.py; with an optional system, as cifar10:hot. "
+    "--config.KEY=VALUE changes it.",
 )
-MODE = flags.DEFINE_enum("mode", "train", list(MODES), "; ".join(f"{k}: {v}" for k, v in MODES.items()))
+MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 WORKDIR = flags.DEFINE_string(
-    "workdir", "", "Where the run lives, also gs://BUCKET/… (default: runs/CONFIG, or runs/CONFIG_SYSTEM)."
-)
-SEEDS = flags.DEFINE_string("seeds", "0-63", "sample: which images, one seed an image, as in 0-63,100.")
-TRAJECTORY = flags.DEFINE_bool(
-    "trajectory", False, "sample: also draw the way there, trajectory.png and .gif (64 seeds at most; default 0-5)."
-)
-OUT = flags.DEFINE_string(
-    "out",
+    "workdir",
     "",
-    "Where results go. sample: a folder, FILE.npz or FILE.png (default: WORKDIR/samples); restore: a folder "
-    "(default: WORKDIR/restored); others: a folder.",
+    "Where the run lives, also gs://BUCKET/…; default: runs/CONFIG, or runs/CONFIG_SYSTEM. Of a run that is there, "
+    "--config may be left out.",
 )
-CHECKPOINT = flags.DEFINE_integer(
-    "checkpoint", -1, "Step of the checkpoint to sample, restore with, score, analyze or export; -1: the latest."
+SEEDS = flags.DEFINE_string("seeds", "0-63", "Which images, one seed an image, as in 0-63,100.")
+TRAJECTORY = flags.DEFINE_bool(
+    "trajectory", False, "Also draw the way there, trajectory.png and .gif (64 seeds at most; default 0-5)."
 )
+OUT = flags.DEFINE_string("out", "", "Where results go: a file or a folder, by mode.")
+CHECKPOINT = flags.DEFINE_integer("checkpoint", -1, "Step of the checkpoint to take; -1: the latest.")
 EMA = flags.DEFINE_list(
     "ema",
     [],
-    "sample, restore, evaluate, analyze, export: instead of the plain EMA one of this relative length σ_rel, as 0.08, "
-    "of a run with train.posthoc_ema; evaluate scores several, as 0.02,0.05,0.1.",
+    "Instead of the plain EMA one of this relative length σ_rel, as 0.08, of a run with train.posthoc_ema; "
+    "--mode=evaluate scores several, as 0.02,0.05,0.1.",
 )
 IMAGES = flags.DEFINE_string("images", "", "A source of images, as data.source: bundled, zip:FILE, folder:PATH, …")
-BLUR = flags.DEFINE_string("blur", "auto", "restore: the blur's standard deviation in pixels; auto: estimated.")
+BLUR = flags.DEFINE_string("blur", "auto", "The blur's standard deviation in pixels; auto: estimated.")
 NOISE = flags.DEFINE_string(
-    "noise", "auto", "restore: the noise's standard deviation, of pixels in [-1, 1], or as 25/255; auto: estimated."
+    "noise", "auto", "The noise's standard deviation, of pixels in [-1, 1], or as 25/255; auto: estimated."
 )
 ESTIMATE = flags.DEFINE_enum(
-    "estimate", "mean", ["mean", "sample"], "restore: the posterior mean, or --count draws from the posterior."
+    "estimate", "mean", ["mean", "sample"], "The posterior mean, or --count draws from the posterior (sample)."
 )
-COUNT = flags.DEFINE_integer("count", 4, "restore: how many draws of each image, with --estimate=sample.")
-ADD_NOISE = flags.DEFINE_bool(
-    "add_noise", False, "restore: add noise, where the model knows such a blur only with more of it."
-)
+COUNT = flags.DEFINE_integer("count", 4, "How many draws of each image, with --estimate=sample.")
+ADD_NOISE = flags.DEFINE_bool("add_noise", False, "Add noise, where the model knows such a blur only with more of it.")
 PROTOCOL = flags.DEFINE_enum(
-    "protocol", "once", ["once", "paper"], "evaluate: one round of eval.count images, or three disjoint ones of 50,000."
+    "protocol", "once", ["once", "paper"], "One round of eval.count images, or three disjoint ones of 50,000 (paper)."
 )
-WATCH = flags.DEFINE_bool("watch", False, "evaluate: score each new checkpoint of the workdir, until the last one.")
+WATCH = flags.DEFINE_bool("watch", False, "Score each new checkpoint of the workdir, until the last one.")
 ANALYSIS = flags.DEFINE_string(
-    "analysis",
-    "all",
-    "analyze: spectra, corruption, learning, manifold, sweep, solvers, report (a page of the workdir) or all.",
+    "analysis", "all", "spectra, corruption, learning, manifold, sweep, solvers, report (a page of the workdir) or all."
 )
-IMAGE_SIZE = flags.DEFINE_integer(
-    "image_size", None, "prepare: side to resize to (default: the config's, or as it is)."
-)
-CHANNELS = flags.DEFINE_integer("channels", None, "prepare: 1 grey or 3 RGB (default: the config's, or as it is).")
-CROP = flags.DEFINE_enum("crop", "center", ["center", "none"], "prepare: how to make images square.")
-ON_ERROR = flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "prepare: what to do with broken images.")
+IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Side to resize to; default: the config's, or as it is.")
+CHANNELS = flags.DEFINE_integer("channels", None, "1 grey or 3 RGB; default: the config's, or as it is.")
+CROP = flags.DEFINE_enum("crop", "center", ["center", "none"], "How to make images square: center, or none.")
+ON_ERROR = flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "What to do with broken images: raise or skip.")
 TOPOLOGY = flags.DEFINE_string(
     "topology",
     "v5e:4x4",
-    "preflight: what to compile for: v5e:4x4 (or v4, v5p, v6e), v5e:smallest (the first that fits), gpu:h100x8 (or "
-    "a100, h200), cpu:8. The exit status is 0 also where it does not fit; the JSON file in the workdir says so.",
+    "What to compile for: v5e:4x4 (or v4, v5p, v6e), v5e:smallest (the first that fits), gpu:h100x8 (or a100, h200), "
+    "cpu:8. The exit status is 0 also where it does not fit; the JSON file in the workdir says so.",
 )
-PROFILE = flags.DEFINE_bool("profile", False, "train: trace ten steps into WORKDIR/profile, for TensorBoard and XProf.")
-FROM_INCEPTION = flags.DEFINE_string("from_inception", "", "convert: the published pt_inception-2015-12-05 file.")
-FROM_EDM = flags.DEFINE_string("from_edm", "", "convert: one of NVIDIA's network pickles (nothing in it is run).")
-FROM_EXPORT = flags.DEFINE_string("from_export", "", "convert: a folder that --mode=export wrote.")
-INIT_FROM = flags.DEFINE_string("init_from", "", "train: begin from the EMA weights of another workdir, as hot ones.")
-PLATFORMS = flags.DEFINE_list("platforms", ["cpu", "cuda", "tpu"], "export: what the StableHLO program runs on.")
+PROFILE = flags.DEFINE_bool("profile", False, "Trace ten steps into WORKDIR/profile, for TensorBoard and XProf.")
+FROM_INCEPTION = flags.DEFINE_string("from_inception", "", "The published pt_inception-2015-12-05 file.")
+FROM_EDM = flags.DEFINE_string("from_edm", "", "One of NVIDIA's network pickles (nothing in it is run).")
+FROM_EXPORT = flags.DEFINE_string("from_export", "", "A folder that --mode=export wrote.")
+INIT_FROM = flags.DEFINE_string("init_from", "", "Begin from the EMA weights of another workdir, as hot ones.")
+PLATFORMS = flags.DEFINE_list(
+    "platforms", ["cpu", "cuda", "tpu"], "What the StableHLO program runs on: some of cpu, cuda, rocm, tpu."
+)
 COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "HOST:PORT of process 0, where Slurm or TPU metadata do not say it; or WARM_JAX_COORDINATOR."
 )
@@ -109,6 +88,7 @@ PROCESSES = flags.DEFINE_integer(
 )
 PROCESS = flags.DEFINE_integer("process", -1, "Which of the processes this is, from 0; or WARM_JAX_PROCESS.")
 START_SECONDS = flags.DEFINE_float("start_seconds", 300, "How long to wait for the other processes.", lower_bound=1)
+VERSION = flags.DEFINE_bool("version", False, "Say the versions of warm_jax, JAX, Flax and Python, and end.")
 TRAJECTORY_SEEDS = "0-5"  # where --seeds does not say others
 # What the processes of one job must have in common; folders may have other names elsewhere.
 SAME_FLAGS = ("mode", "seeds", "trajectory", "checkpoint", "ema", "images", "protocol", "watch")
@@ -129,37 +109,140 @@ def fail(error: Exception | str, status: int) -> int:
     return status
 
 
-def _check_config_file(argv: list[str]) -> None:
-    """Raises flags.Error where --config names no file, which ml_collections would say late and at length."""
-    for argument in argv[1:]:
-        name, _, value = argument.partition("=")
-        if name in ("--config", "-config") and "=" in argument and not pathlib.Path(value.partition(":")[0]).is_file():
-            known = ", ".join(sorted(map(str, pathlib.Path("configs").glob("*.py"))))
-            raise flags.Error(f"--config={value}: no such file; {f'there are {known}' if known else 'name another'}")
+# ── Reading them ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """What the last `parse` made of --config, --workdir and --config.KEY=VALUE.
+
+    Attributes:
+      name: What --config says, as cifar10:hot; empty where the config is the workdir's own, or there is none.
+      config: The config with the changes; None where a mode needs none and none is given.
+      changes: What the command line changes of it, by dotted key.
+    """
+
+    name: str = ""
+    config: ConfigDict | None = None
+    changes: dict[str, object] = dataclasses.field(default_factory=dict)
+
+
+_chosen = Chosen()
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parses the flags; what is wrong with them is one line on stderr and exit status 2."""
+    """Parses the flags, in any order; what is wrong with them is one line on stderr and exit status 2.
+
+    --help and --version are answered here, with exit status 0.
+    """
+    global _chosen
     letters.escape_unknown_letters()  # before --help prints any
     try:
-        _check_config_file(argv)
-        rest = flags.FLAGS(argv)
-        if CONFIG.value is None and MODE.value not in WITHOUT_CONFIG and not _help_wanted():
-            raise flags.Error("--config=FILE is missing, for example --config=configs/fashion_mnist.py")
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
+        _chosen, rest = _parse(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         sys.exit(fail(error, EXIT_USAGE))
-    if len(rest) > 1:
-        sys.exit(fail(f"unexpected {' '.join(rest[1:])!r}; values are given as --flag=VALUE", EXIT_USAGE))
     return rest
 
 
-def _help_wanted() -> bool:
-    return any(flags.FLAGS[name].value for name in ("help", "helpshort", "helpfull", "helpxml") if name in flags.FLAGS)
+def _parse(argv: list[str]) -> tuple[Chosen, list[str]]:
+    flags.FLAGS.set_gnu_getopt(True)  # a value of --config.KEY VALUE ends nothing
+    argv, asked = usage.without_help(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
+    rest = flags.FLAGS(argv, known_only=True)  # without the changes of a config, whose keys are not known yet
+    if asked == usage.FULL:
+        app.usage(shorthelp=False, writeto_stdout=True)
+        sys.exit(0)
+    if asked:
+        print(usage.of_mode(MODE.value) if flags.FLAGS["mode"].present else usage.overview())
+        sys.exit(0)
+    if VERSION.value:
+        print(_versions())
+        sys.exit(0)
+    unknown = [argument for argument in rest[1:] if re.match(r"--?[A-Za-z_]", argument)]
+    unknown = [argument for argument in unknown if not overrides.PATTERN.match(argument)]
+    if unknown:
+        flags.FLAGS([argv[0], *unknown])  # raises, with the flag that may be meant
+    check_flags(MODE.value)
+    name, config, unset = _choose(MODE.value, [argument for argument in rest if overrides.PATTERN.match(argument)])
+    changes = {}
+    if config is not None:
+        config, changes, rest = overrides.apply(config, rest, unset)
+    if len(rest) > 1:
+        raise flags.Error(f"unexpected {' '.join(rest[1:])!r}; values are given as --flag=VALUE")
+    return Chosen(name, config, changes), rest
+
+
+def _choose(mode: str, changes: list[str]) -> tuple[str, ConfigDict | None, set[str]]:
+    """What --config says, the config without changes, and its keys that may be unset."""
+    if CONFIG.value is not None:
+        try:
+            config = config_files.load(CONFIG.value)
+        except (ValueError, OSError) as error:
+            raise type(error)(f"--config={error}") from error
+        return CONFIG.value, config, overrides.unset_keys(config)
+    workdir = buckets.local(WORKDIR.value) if WORKDIR.value and mode in OF_A_RUN else None
+    if workdir is not None and (workdir / "config.json").exists():
+        config = config_files.of_workdir(workdir)
+        like = config_files.template(config)
+        return "", config, overrides.unset_keys(config) | overrides.unset_keys(like)
+    if mode not in WITHOUT_CONFIG or changes:
+        raise flags.Error(_no_config(mode, workdir, changes))
+    return "", None, set()
+
+
+def _no_config(mode: str, workdir: pathlib.Path | None, changes: list[str]) -> str:
+    """What is said where there is no config, and one is needed."""
+    by_name = "--config=NAME, as --config=fashion_mnist (--help lists them)"
+    if mode in WITHOUT_CONFIG:
+        return f"{changes[0]} changes a config, and there is none; give {by_name}"
+    if workdir is not None and workdir.is_file():
+        return f"--workdir={WORKDIR.value} is a file; a workdir is a folder"
+    if workdir is not None:
+        what = "has no config.json, so it is no workdir of a run" if workdir.is_dir() else "is not there"
+        return f"--workdir={WORKDIR.value} {what}; begin a run with {by_name}, or name another --workdir"
+    if mode not in OF_A_RUN:
+        return f"--mode={mode} needs {by_name}"
+    runs = sorted(str(path.parent) for path in pathlib.Path("runs").glob("*/config.json"))
+    found = f", here {', '.join(runs[:8])}{', …' if len(runs) > 8 else ''}" if runs else ""
+    return f"neither --config nor --workdir is given: give {by_name}, or --workdir=RUN of a run that is there{found}"
+
+
+def _versions() -> str:
+    """One line; nothing is imported, so no device is looked at."""
+
+    def of(package: str) -> str:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return "(not installed)"
+
+    return (
+        f"warm_jax {of('warm_jax')}, jax {of('jax')}, jaxlib {of('jaxlib')}, flax {of('flax')}, "
+        f"Python {platform.python_version()}"
+    )
+
+
+def check_flags(mode: str) -> None:
+    """Raises flags.Error for a flag on the command line that `mode` does not read."""
+    for name in flag_table.READ_BY:
+        flag = flags.FLAGS[name]
+        if flag.present:
+            given = f"--{name}" if flag.boolean else f"--{name}={flag.serialize().partition('=')[2]}"
+            refused = flag_table.refusal(name, given, mode)
+            if refused:
+                raise flags.Error(refused)
+
+
+# ── What they say ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def config() -> ConfigDict | None:
+    """The config that was chosen, with the changes of the command line; None where none is given, and none needed."""
+    return _chosen.config
 
 
 def config_name() -> str:
-    """What --config says, as configs/cifar10.py:hot; empty where it says nothing."""
-    return flags.FLAGS["config"].config_filename if CONFIG.value is not None else ""
+    """What --config says, as cifar10:hot; empty where it says nothing."""
+    return _chosen.name
 
 
 def default_workdir(config_flag: str) -> pathlib.Path:
@@ -170,26 +253,14 @@ def default_workdir(config_flag: str) -> pathlib.Path:
 
 
 def config_of(system: str) -> ConfigDict:
-    """What --config would be with `system` after its colon: the same file, the same overrides."""
-    flag = flags.FLAGS["config"]
-    config = runpy.run_path(flag.config_filename.partition(":")[0])["get_config"](system)
-    config.lock()
-    for key, value in config_flags.get_override_values(flag).items():
+    """What --config would be with `system` after its colon: the same file, the same changes."""
+    made = config_files.load(f"{config_name().partition(':')[0]}:{system}")
+    for key, value in _chosen.changes.items():
         try:
-            config.update_from_flattened_dict({key: value})
+            made.update_from_flattened_dict({key: value})
         except (KeyError, AttributeError) as error:
             raise ValueError(f"{system} has no {key}, so it cannot be given for all that are compared") from error
-    return config
-
-
-def config_file(name: str) -> ConfigDict:
-    """The config that a name with an optional system says, without overrides; OSError where there is no such file."""
-    path, _, system = name.partition(":")
-    if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(f"{path} is not there; name a config with --config=FILE.py:hot")
-    config = runpy.run_path(path)["get_config"](*([system] if system else []))
-    config.lock()
-    return config
+    return made
 
 
 def path(flag: flags.FlagHolder[str]) -> str:
@@ -211,16 +282,3 @@ def ema() -> float | None:
     if len(given) > 1:
         raise ValueError(f"--ema={','.join(EMA.value)}: --mode={MODE.value} takes one; --mode=evaluate takes several")
     return given[0] if given else None
-
-
-def check_flags(mode: str) -> None:
-    """Raises ValueError for a flag that `mode` would ignore, where that would mislead."""
-    if TRAJECTORY.value and mode != "sample":
-        raise ValueError(
-            f"--trajectory shows how samples come about; it does not go with --mode={mode}, only with sample"
-        )
-    if EMA.value and mode not in OF_WEIGHTS:
-        raise ValueError(
-            f"--ema={','.join(EMA.value)} chooses the weights of a trained model; it does not go with --mode={mode}, "
-            f"only with {', '.join(OF_WEIGHTS)}"
-        )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from warm_jax.cli import flags
+from warm_jax.experiments import config_files
 
 
 def _prepare_images(config: ConfigDict | None) -> Callable[[], int]:
@@ -56,7 +57,7 @@ def _convert(config: ConfigDict | None) -> Callable[[], int]:
     if flags.FROM_EDM.value:
         name = flags.config_name()
         conversion = from_edm.prepare(
-            flags.path(flags.FROM_EDM), flags.path(flags.WORKDIR), name, config, flags.config_file
+            flags.path(flags.FROM_EDM), flags.path(flags.WORKDIR), name, config, config_files.load
         )
         return lambda: from_edm.convert(conversion)
     if flags.FROM_EXPORT.value:
@@ -67,7 +68,6 @@ def _convert(config: ConfigDict | None) -> Callable[[], int]:
 
 def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Callable[[], int]:
     """Checks everything for `mode` and returns the program, ready to run. ValueError or OSError for bad input."""
-    flags.check_flags(mode)
     if mode == "prepare":
         return _prepare_images(config)
     if mode == "inspect":
