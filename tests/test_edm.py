@@ -120,7 +120,7 @@ def test_the_published_files_need_no_config():
     known |= {(64, 0, "ddpmpp"): "ffhq64", (64, 1000, "adm"): "imagenet64"}
     for (side, classes, architecture), name in known.items():
         found = {"data.image_size": side, "data.num_classes": classes, "model.architecture": architecture}
-        assert from_edm.nearest_config(found) == f"configs/{name}.py:hot"
+        assert from_edm.nearest_config(found) == f"{name}:hot"
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def typed(monkeypatch):
             monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for overrides
             flags.parse(argv)
             then()
-            return flags.MODE.value, flags.CONFIG.value, pathlib.Path(flags.WORKDIR.value), flags.INIT_FROM.value
+            return flags.MODE.value, flags.config(), pathlib.Path(flags.WORKDIR.value), flags.INIT_FROM.value
 
     return parse
 

@@ -315,9 +315,9 @@ WRONG = {  # arguments after --config=configs/smoke.py, and what the answer name
     "mode": ("--mode=trian", "trian", "train"),
     "flag": ("--workdri=x", "workdri", "workdir"),
     "argument": ("train", "'train'", "--flag=VALUE"),
-    "config file": ("--config=configs/cifar01.py", "configs/cifar01.py", "no such file", "configs/cifar10.py"),
-    "config of nothing": ("--config=", "--config", "configs/fashion_mnist.py"),
-    "config in a folder": ("--config=configs", "configs", "no such file"),
+    "config file": ("--config=configs/cifar01.py", "configs/cifar01.py", "no such file", "did you mean cifar10?"),
+    "config of nothing": ("--config=", "--config=", "fashion_mnist"),
+    "config in a folder": ("--config=configs", "configs", "no such config"),
     "value for a section": ("--config.model=3", "model", "3"),
 }
 
@@ -339,8 +339,8 @@ def test_a_reference_in_no_bucket(run, tmp_path):
 
 
 def test_no_config(run):
-    assert_refused(run(), "--config=FILE", "configs/fashion_mnist.py")
-    assert_refused(run("--mode=sample"), "--config=FILE", "configs/fashion_mnist.py")
+    for arguments in ((), ("--mode=sample",)):
+        assert_refused(run(*arguments), "neither --config nor --workdir", "--config=fashion_mnist", "--workdir=RUN")
 
 
 def test_missing_cifar10_says_how_to_get_it(run, tmp_path):

@@ -155,5 +155,7 @@ def import_export(run: Import) -> int:
         arrays = {name: array for name, array in model.measured._asdict().items() if array is not None}
         workdirs.save_measured({name: np.asarray(array) for name, array in arrays.items()}, workdir)
     save_workdir(model.experiment, model.params, workdir)
-    log.say(f"{workdir}: the model of {about['process']['system']}, to be sampled with the config it was made by")
+    log.say(f"{workdir}: the model of {about['process']['system']}; sample, or score it:")
+    for mode in ("sample", "evaluate"):
+        log.say(f"    {workdirs.command(workdir, f'--mode={mode}')}")
     return 0

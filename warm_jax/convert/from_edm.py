@@ -8,6 +8,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import shlex
 from collections.abc import Callable
 
 import jax
@@ -101,7 +102,7 @@ class Conversion:
 
 
 def nearest_config(found: dict[str, object]) -> str:
-    """The config file of the set that a network of such `settings` was published for, or the nearest by size."""
+    """The config of the set that a network of such `settings` was published for, or the nearest by size."""
     side = found["data.image_size"]
     if side < 46:  # nearer to 32 than to 64, as a ratio
         name = "cifar10_conditional" if found["data.num_classes"] else "cifar10"
@@ -109,7 +110,7 @@ def nearest_config(found: dict[str, object]) -> str:
         name = "imagenet64"
     else:
         name = "ffhq64" if side < 91 else "lsun_church128"
-    return f"configs/{name}.py:{'pfgmpp' if 'process.augmented_dims' in found else 'hot'}"
+    return f"{name}:{'pfgmpp' if 'process.augmented_dims' in found else 'hot'}"
 
 
 def _chosen(name: str, given: bool, pristine: ConfigDict, config: ConfigDict) -> str:
@@ -119,7 +120,7 @@ def _chosen(name: str, given: bool, pristine: ConfigDict, config: ConfigDict) ->
         for c in (pristine, config)
     ]
     kind = name.partition(":")[2]
-    why = "as --config says" if given else f"the nearest by size and classes; name another with --config=FILE.py:{kind}"
+    why = "as --config says" if given else f"the nearest by size and classes; name another with --config=NAME:{kind}"
     other = "" if sides[0] == sides[1] else f", which is for {sides[0]} pixels and not for this network's {sides[1]}"
     sample, process = config.sample, config.process
     least = process.beta_min if sample.beta_min is None else sample.beta_min
@@ -133,17 +134,14 @@ def _chosen(name: str, given: bool, pristine: ConfigDict, config: ConfigDict) ->
 
 def _commands(name: str, pristine: ConfigDict, config: ConfigDict, workdir: pathlib.Path) -> tuple[str, ...]:
     """How to sample, and how to start a warm training, with all values that differ from the config file's."""
-    options = [
-        f"--config.{key}='{value}'" if isinstance(value, tuple | str) else f"--config.{key}={value}"
-        for key, value in workdirs.differing(pristine, config, (*workdirs.MODEL_KEYS, "data.label_dropout"))
+    changed = [
+        f"--config.{key}={value}"
+        for key, value in workdirs.differing(pristine, config, workdirs.MODEL_KEYS)
+        if key != "model.dtype"  # of the conversion; a training may have its own
     ]
-    run, folder = "python -m warm_jax.main", f"'{workdir}'" if " " in str(workdir) else workdir
-    kept = [option for option in options if "model.dtype" not in option and "label_dropout" not in option]
-    trained = name if config.process.system == "pfgmpp" else name.partition(":")[0]
-    return (
-        " ".join([run, f"--config={name}", *options, "--mode=sample", f"--workdir={folder}"]),
-        " ".join([run, f"--config={trained}", *kept, f"--init_from={folder}"]),
-    )
+    system = f":{config.process.system}" if config.process.system == "pfgmpp" else ""
+    start = ["python", "-m", "warm_jax", f"--config={name.partition(':')[0]}{system}", *changed, f"--init_from={workdir}"]
+    return workdirs.command(workdir, "--mode=sample"), shlex.join(start)
 
 
 def prepare(
@@ -154,7 +152,7 @@ def prepare(
     Args:
       file: The pickle.
       workdir: Where to; empty: `runs/` and the file's name.
-      name: What --config says, as configs/cifar10.py:hot; empty: the file's nearest.
+      name: What --config says, as cifar10:hot; empty: the file's nearest.
       config: The config of that name, with what was overridden; None: as it is.
       load: From a config's name to the config as its file has it.
     """

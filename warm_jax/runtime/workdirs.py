@@ -4,6 +4,7 @@ import io
 import json
 import pathlib
 import secrets
+import shlex
 import tempfile
 import zipfile
 
@@ -30,6 +31,11 @@ NOTES = {  # what they hold at least: of converted weights; of a training that b
     BEGUN: ("workdir", "checkpoint_step", "weights"),
     SEEN: ("source", "images", "fingerprint"),
 }
+
+
+def command(workdir: pathlib.Path | str, *flags: str) -> str:
+    """The command line for a run that is in `workdir`, which knows its own config."""
+    return shlex.join(["python", "-m", "warm_jax", f"--workdir={workdir}", *flags])
 
 
 def check_writable(folder: pathlib.Path) -> None:
@@ -147,7 +153,7 @@ def check_same(config: ConfigDict, workdir: pathlib.Path, keys: tuple[str, ...])
     if differ:
         raise ValueError(
             f"the config does not fit the checkpoints in {workdir}: {'; '.join(differ)}. "
-            "Give the old values (--config.KEY=VALUE), or another --workdir"
+            "Give the old values, as --workdir without --config does by itself, or another --workdir"
         )
 
 
