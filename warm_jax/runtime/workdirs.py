@@ -153,7 +153,7 @@ def check_same(config: ConfigDict, workdir: pathlib.Path, keys: tuple[str, ...])
     if differ:
         raise ValueError(
             f"the config does not fit the checkpoints in {workdir}: {'; '.join(differ)}. "
-            "Give the old values, as --workdir without --config does by itself, or another --workdir"
+            "Leave the changes out (--workdir alone has the old values), or name another --workdir"
         )
 
 
