@@ -110,7 +110,7 @@ def apply(config: ConfigDict, argv: list[str], unset: set[str]) -> tuple[ConfigD
     rest = values(argv, known_only=True)
     config, changes = holder.value, dict(config_flags.get_override_values(values["config"]))
     for key, value in changes.items():
-        if key in unset and value in _UNSET:
+        if key in unset and value in (*_UNSET, (None,)):
             changes[key] = value = None
             config.update_from_flattened_dict({key: None})
         if value is None and key not in unset:

@@ -49,10 +49,10 @@ def find(path: str) -> pathlib.Path:
     for here in (given, given.with_name(f"{given.name}.py")) if given.name else ():
         if here.is_file():
             return here
-    known = names()
-    if given.parent in (pathlib.Path(), pathlib.Path("configs")) and given.name.removesuffix(".py") in known:
-        return SHIPPED / f"{given.name.removesuffix('.py')}.py"
-    near = difflib.get_close_matches(given.stem, known, n=1)
+    shipped = SHIPPED / f"{given.name.removesuffix('.py')}.py"
+    if given.parent in (pathlib.Path(), pathlib.Path("configs")) and shipped.is_file():
+        return shipped
+    near = difflib.get_close_matches(given.stem, names(), n=1)
     what = "no such file" if len(given.parts) > 1 or given.suffix else "no such config"
     raise FileNotFoundError(f"{path}: {what}; {f'did you mean {near[0]}? ' if near else ''}{choices()}")
 
@@ -130,7 +130,7 @@ def _import_configs(folder: pathlib.Path) -> None:
     importlib.invalidate_caches()
     found = None if folder == SHIPPED else importlib.util.find_spec("configs")
     places = [str(folder)] if folder.name == "configs" else []
-    places += [place for place in (found and found.submodule_search_locations) or () if place not in places]
+    places += [place for place in (found and found.submodule_search_locations) or () if place != str(SHIPPED)]
     package = importlib.util.module_from_spec(found) if found else types.ModuleType("configs")
     package.__path__ = places
     sys.modules["configs"] = package
