@@ -50,9 +50,9 @@ def typed(capsys):
 
 def config_of(typed, *arguments):
     """The config that a command line means."""
-    status, _, err = typed(*arguments)
-    assert status is None, err
-    return flags.config()
+    config, _, err = typed(*arguments, then=flags.config)
+    assert not isinstance(config, int), err
+    return config
 
 
 # ── What it says of itself ───────────────────────────────────────────────────────────────────────────────────────────
@@ -220,9 +220,9 @@ def test_a_config_of_ones_own(typed, monkeypatch, tmp_path, package, regular):
 
 def test_as_in_a_checkout_where_there_is_none(typed, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    asked = typed("--config=configs/cifar10.py:hot", then=lambda: (flags.config_name(), flags.config_of("ddpm")))
+    assert asked[0][0] == "configs/cifar10.py:hot" and asked[0][1].process.system == "ddpm"
     assert config_of(typed, "--config=configs/cifar10.py:hot").process.system == "hot"
-    assert flags.config_name() == "configs/cifar10.py:hot"
-    assert flags.config_of("ddpm").process.system == "ddpm"
 
 
 # ── A wheel ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -354,6 +354,7 @@ MISTAKES = {  # arguments, and what the answer names
     "no config": ("--mode=sample", "neither --config nor --workdir", "--config=fashion_mnist", "--workdir=RUN"),
     "no config to compare": ("--mode=compare --workdir=RUN", "--mode=compare needs --config=NAME"),
     "a file for a workdir": ("--workdir=FILE --mode=sample", "--workdir=FILE is a file", "a folder"),
+    "a file for a new workdir": ("--workdir=FILE --config=smoke", "--workdir=FILE is a file", "a folder"),
     "no workdir": ("--workdir=none --mode=sample", "--workdir=none is not there", "--config=NAME"),
     "no workdir of a run": ("--workdir=. --mode=sample", "--workdir=. has no config.json", "another --workdir"),
     "a broken config.json": ("--workdir=BROKEN --mode=sample", "BROKEN/config.json", "restore it"),

@@ -120,9 +120,6 @@ _INSTEAD = {  # what is meant, where a flag is given to a mode that does not rea
 
 
 def refusal(flag: str, given: str, mode: str) -> str:
-    """What is said of `given`, as typed, where `mode` does not read the flag; empty where it does."""
-    modes = READ_BY.get(flag, _ALL)
-    if mode in modes:
-        return ""
+    """What is said of a flag, `given` as typed, that `mode` does not read."""
     instead = f"; {_INSTEAD[flag]}" if flag in _INSTEAD else ""
-    return f"{given} does not go with --mode={mode}, only with {', '.join(modes)}{instead}"
+    return f"{given} does not go with --mode={mode}, only with {', '.join(READ_BY[flag])}{instead}"

@@ -20,7 +20,30 @@ SAVING = ("train", "sample", "restore", "evaluate", "compare", "analyze")
 TOGETHER = ("train", "sample", "evaluate")  # these run on many processes
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
-CONFIG = flags.DEFINE_string(
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """A config, and what the command line makes of it.
+
+    Attributes:
+      name: What --config says, as cifar10:hot; empty where the config is a workdir's own.
+      config: The config with the changes; None until `parse` has read it.
+      changes: What --config.KEY=VALUE changes of it, by dotted key.
+    """
+
+    name: str
+    config: ConfigDict | None = None
+    changes: dict[str, object] = dataclasses.field(default_factory=dict)
+
+
+class _Named(flags.ArgumentParser):
+    def parse(self, argument: str) -> Chosen:
+        """A config that is not read yet."""
+        return Chosen(argument)
+
+
+CONFIG = flags.DEFINE(
+    _Named(),
     "config",
     None,
     "A config: the name of a shipped one, as cifar10, or FILE.py; with an optional system, as cifar10:hot. "
@@ -112,39 +135,19 @@ def fail(error: Exception | str, status: int) -> int:
 # ── Reading them ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclasses.dataclass(frozen=True)
-class Chosen:
-    """What the last `parse` made of --config, --workdir and --config.KEY=VALUE.
-
-    Attributes:
-      name: What --config says, as cifar10:hot; empty where the config is the workdir's own, or there is none.
-      config: The config with the changes; None where a mode needs none and none is given.
-      changes: What the command line changes of it, by dotted key.
-    """
-
-    name: str = ""
-    config: ConfigDict | None = None
-    changes: dict[str, object] = dataclasses.field(default_factory=dict)
-
-
-_chosen = Chosen()
-
-
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags, in any order; what is wrong with them is one line on stderr and exit status 2.
 
     --help and --version are answered here, with exit status 0.
     """
-    global _chosen
     letters.escape_unknown_letters()  # before --help prints any
     try:
-        _chosen, rest = _parse(argv)
+        return _parse(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         sys.exit(fail(error, EXIT_USAGE))
-    return rest
 
 
-def _parse(argv: list[str]) -> tuple[Chosen, list[str]]:
+def _parse(argv: list[str]) -> list[str]:
     flags.FLAGS.set_gnu_getopt(True)  # a value of --config.KEY VALUE ends nothing
     argv, asked = usage.without_help(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
     rest = flags.FLAGS(argv, known_only=True)  # without the changes of a config, whose keys are not known yet
@@ -162,23 +165,25 @@ def _parse(argv: list[str]) -> tuple[Chosen, list[str]]:
     if unknown:
         flags.FLAGS([argv[0], *unknown])  # raises, with the flag that may be meant
     check_flags(MODE.value)
+    if pathlib.Path(WORKDIR.value).is_file():
+        raise flags.Error(f"--workdir={WORKDIR.value} is a file; a workdir is a folder")
     name, config, unset = _choose(MODE.value, [argument for argument in rest if overrides.PATTERN.match(argument)])
-    changes = {}
     if config is not None:
         config, changes, rest = overrides.apply(config, rest, unset)
+        flags.FLAGS["config"].value = Chosen(name, config, changes)
     if len(rest) > 1:
         raise flags.Error(f"unexpected {' '.join(rest[1:])!r}; values are given as --flag=VALUE")
-    return Chosen(name, config, changes), rest
+    return rest
 
 
 def _choose(mode: str, changes: list[str]) -> tuple[str, ConfigDict | None, set[str]]:
     """What --config says, the config without changes, and its keys that may be unset."""
     if CONFIG.value is not None:
         try:
-            config = config_files.load(CONFIG.value)
+            config = config_files.load(CONFIG.value.name)
         except (ValueError, OSError) as error:
             raise type(error)(f"--config={error}") from error
-        return CONFIG.value, config, overrides.unset_keys(config)
+        return CONFIG.value.name, config, overrides.unset_keys(config)
     workdir = buckets.local(WORKDIR.value) if WORKDIR.value and mode in OF_A_RUN else None
     if workdir is not None and (workdir / "config.json").exists():
         config = config_files.of_workdir(workdir)
@@ -194,8 +199,6 @@ def _no_config(mode: str, workdir: pathlib.Path | None, changes: list[str]) -> s
     by_name = "--config=NAME, as --config=fashion_mnist (--help lists them)"
     if mode in WITHOUT_CONFIG:
         return f"{changes[0]} changes a config, and there is none; give {by_name}"
-    if workdir is not None and workdir.is_file():
-        return f"--workdir={WORKDIR.value} is a file; a workdir is a folder"
     if workdir is not None:
         what = "has no config.json, so it is no workdir of a run" if workdir.is_dir() else "is not there"
         return f"--workdir={WORKDIR.value} {what}; begin a run with {by_name}, or name another --workdir"
@@ -223,13 +226,11 @@ def _versions() -> str:
 
 def check_flags(mode: str) -> None:
     """Raises flags.Error for a flag on the command line that `mode` does not read."""
-    for name in flag_table.READ_BY:
+    for name, modes in flag_table.READ_BY.items():
         flag = flags.FLAGS[name]
-        if flag.present:
+        if flag.present and mode not in modes:
             given = f"--{name}" if flag.boolean else f"--{name}={flag.serialize().partition('=')[2]}"
-            refused = flag_table.refusal(name, given, mode)
-            if refused:
-                raise flags.Error(refused)
+            raise flags.Error(flag_table.refusal(name, given, mode))
 
 
 # ── What they say ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -237,12 +238,12 @@ def check_flags(mode: str) -> None:
 
 def config() -> ConfigDict | None:
     """The config that was chosen, with the changes of the command line; None where none is given, and none needed."""
-    return _chosen.config
+    return CONFIG.value and CONFIG.value.config
 
 
 def config_name() -> str:
     """What --config says, as cifar10:hot; empty where it says nothing."""
-    return _chosen.name
+    return CONFIG.value.name if CONFIG.value else ""
 
 
 def default_workdir(config_flag: str) -> pathlib.Path:
@@ -255,7 +256,7 @@ def default_workdir(config_flag: str) -> pathlib.Path:
 def config_of(system: str) -> ConfigDict:
     """What --config would be with `system` after its colon: the same file, the same changes."""
     made = config_files.load(f"{config_name().partition(':')[0]}:{system}")
-    for key, value in _chosen.changes.items():
+    for key, value in CONFIG.value.changes.items():
         try:
             made.update_from_flattened_dict({key: value})
         except (KeyError, AttributeError) as error:
