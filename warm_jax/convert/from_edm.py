@@ -140,7 +140,8 @@ def _commands(name: str, pristine: ConfigDict, config: ConfigDict, workdir: path
         if key != "model.dtype"  # of the conversion; a training may have its own
     ]
     system = f":{config.process.system}" if config.process.system == "pfgmpp" else ""
-    start = ["python", "-m", "warm_jax", f"--config={name.partition(':')[0]}{system}", *changed, f"--init_from={workdir}"]
+    config_flag = f"--config={name.partition(':')[0]}{system}"
+    start = ["python", "-m", "warm_jax", config_flag, *changed, f"--init_from={workdir}"]
     return workdirs.command(workdir, "--mode=sample"), shlex.join(start)
 
 
