@@ -4,6 +4,9 @@ A checkpoint is a folder named by its step, with two items: `ema`, the weights t
 optimiser needs besides; and a third, `averages`, where training keeps some. Each is written beside its place and
 renamed when whole, and restored against a tree of shapes *with the target's sharding*, so it opens on any number of
 devices and processes. All processes save, each the parts that it holds; each reads by itself what is only read.
+
+A fourth item, `digests`, has a digest of every array of the others (`runtime/digests.py`), written with them or not at
+all. Whatever is restored is compared with it. Checkpoints of versions that wrote none open with a note.
 """
 
 import pathlib
@@ -16,7 +19,11 @@ from absl import logging
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers, handlers
 
+from warm_jax.runtime import digests, log, pod
+
 ITEMS = ("train", "ema", "averages")
+DIGESTS = "digests"
+_METADATA = "_CHECKPOINT_METADATA"  # Orbax's own: which items there are
 
 
 def _kept(last: int | None, every: int) -> checkpoint_managers.AnyPreservationPolicy:
@@ -38,7 +45,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: pathlib.Path, *, keep_last: int | None = 1, keep_every: int = 0, writable: bool = True):
-        self.folder, self._keep_last = folder, keep_last
+        self.folder, self._keep_last, self._together = folder, keep_last, writable
         me, together = jax.process_index(), set(range(jax.process_count()))
         if writable:
             folder.mkdir(parents=True, exist_ok=True)
@@ -56,6 +63,7 @@ class Checkpoints:
             multiprocessing_options=processes,
         )
         readers = {name: ocp.StandardCheckpointHandler(multiprocessing_options=processes) for name in ITEMS}
+        readers[DIGESTS] = ocp.JsonCheckpointHandler(multiprocessing_options=processes)
         registry = handlers.create_default_handler_registry(**readers)
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options, handler_registry=registry)
 
@@ -94,9 +102,11 @@ class Checkpoints:
         were, and it can be tried again.
         """
         trees = dict(zip(ITEMS, (train, ema, averages), strict=True))
-        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items() if tree is not None}
+        trees = {name: tree for name, tree in trees.items() if tree is not None}
         try:
             if step not in self._manager.all_steps():
+                items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+                items[DIGESTS] = ocp.args.JsonSave({name: digests.of_tree(tree) for name, tree in trees.items()})
                 self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         except Exception as error:  # whatever Orbax and TensorStore make of a disk that does not take more
             raise self._not_saved(error) from error
@@ -114,15 +124,43 @@ class Checkpoints:
     def restore(self, step: int, **abstract: PyTree[jax.ShapeDtypeStruct]) -> dict[str, PyTree]:
         """The named items (`train=`, `ema=`) of one checkpoint, on the shardings of their abstract trees.
 
-        ValueError where it cannot be read.
+        ValueError, naming step and item, where one cannot be read or is not what was saved. Processes that save
+        together restore together: what one of them cannot read is an error in all.
         """
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        expected, restored, reason = None, {}, ""
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-            return {name: restored[name] for name in abstract}
+            expected = self._digests(step)
+            for name, tree in abstract.items():
+                reason = f"item {name}: "
+                arguments = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree)})
+                restored[name] = self._manager.restore(step, args=arguments)[name]
+            reason = ""
         except Exception as error:  # whatever a damaged file makes of Orbax's readers
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            raise ValueError(f"checkpoint {step} in {self.folder} cannot be read ({reason})") from error
+            reason += (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = self._said("read", reason)
+        if not reason and expected is None:
+            log.say(f"note: checkpoint {step} in {self.folder} has no digests (an older version's): damage is not seen")
+        elif not reason:
+            wrong = {name: digests.differing(digests.of_tree(restored[name]), expected[name]) for name in abstract}
+            reason = self._said("verified", "; ".join(f"item {name}: {why}" for name, why in wrong.items() if why))
+        if reason:
+            raise ValueError(f"checkpoint {step} in {self.folder} cannot be read ({reason})")
+        return restored
+
+    def _digests(self, step: int) -> dict[str, dict[str, str]] | None:
+        """Item → path → digest, as they were saved; None in a checkpoint of a version that wrote none."""
+        path = self.folder / str(step)
+        if not (path / DIGESTS).exists() and f'"{DIGESTS}"' not in (path / _METADATA).read_text("utf-8", "replace"):
+            return None
+        try:
+            stored = digests.read(path / DIGESTS)
+        except (OSError, ValueError, RecursionError) as error:
+            raise ValueError(f"item {DIGESTS}: {error}") from error
+        return {name: stored.get(name, {}) for name in ITEMS}
+
+    def _said(self, what: str, reason: str) -> str:
+        """The reasons of all processes that restore together, in all of them."""
+        return "; ".join(filter(None, pod.gather(what, reason))) if self._together else reason
 
     def restore_latest(self, **abstract: PyTree[jax.ShapeDtypeStruct]) -> tuple[int, dict[str, PyTree]] | None:
         """(step, items) of the newest checkpoint that is whole; None where there is none at all.
