@@ -15,7 +15,6 @@ the caller traces, follows the caller's.
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterable
 from typing import Any
@@ -29,7 +28,7 @@ from ml_collections import ConfigDict
 from warm_jax.diffusion.process import Prediction, Process
 from warm_jax.evaluation import evaluate
 from warm_jax.experiments import automatic, experiment
-from warm_jax.runtime import host, jax_settings, log, workdirs
+from warm_jax.runtime import host, jax_settings, jsonl, log, workdirs
 from warm_jax.sampling import batches, runs
 from warm_jax.training import train
 
@@ -248,5 +247,5 @@ def score(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, float]:
     config, workdir = _settled(config, workdir)
     if evaluate.evaluate(evaluate.prepare(config, workdir, "", -1, "once", watch=False)):
         raise InterruptedError("evaluating was stopped by a signal; finished shards are kept, and score goes on")
-    row = json.loads((workdir / "results.jsonl").read_text().splitlines()[-1])
+    row = jsonl.read(workdir / "results.jsonl")[-1]
     return {name: row[name] for name in row["scores"]}

@@ -1,10 +1,9 @@
 """The model card that goes with an export: what a workdir knows, as Markdown. What it does not know is said too."""
 
-import json
 import pathlib
 import shlex
 
-from warm_jax.runtime import workdirs
+from warm_jax.runtime import jsonl, workdirs
 
 _HOW = ("checkpoint_step", "ema", "solver", "steps", "nfe", "bnr", "guidance", "numbers")
 _KINDS = {
@@ -56,16 +55,10 @@ def _training(about: dict) -> list[str]:
 def _scores(workdir: pathlib.Path) -> list[str]:
     """Every line of `results.jsonl` that scores samples, as a list item; damaged lines are left out."""
     path = workdir / "results.jsonl"
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and row.get("images") == "samples":
-            rows.append(row)
     lines = []
-    for row in rows:
+    for row in jsonl.read(path):
+        if row.get("images") != "samples":
+            continue
         if row.get("protocol") == "paper":
             names = [name for name in row if name.endswith("_min")]
             values = [f"{n.removesuffix('_min')} {row[n]:.4g} (minimum of {row['rounds']} rounds)" for n in names]

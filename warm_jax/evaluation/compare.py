@@ -19,10 +19,11 @@ from warm_jax.diffusion import sampler
 from warm_jax.evaluation import evaluate, reference, shards
 from warm_jax.experiments import experiment
 from warm_jax.metrics import extract
-from warm_jax.runtime import log, pictures, preemption, rounding, workdirs
+from warm_jax.runtime import jsonl, log, pictures, preemption, rounding, workdirs
 from warm_jax.sampling import runs
 from warm_jax.training import train
 
+_NEEDED = ("key", "system", "seed", "solver", "steps", "nfe", "scores")  # in each row, for the table
 _OWN_REFERENCE = "reference-"  # of the config's own images, measured here
 
 
@@ -134,20 +135,9 @@ def _with_sampling(config: ConfigDict, solver: str, steps: int) -> ConfigDict:
 def _rows(run: Run) -> list[dict]:
     """The finished rows of this comparison, in the order of its jobs."""
     path = run.workdir / "compare.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    try:
-        found = {row["key"]: row for row in map(json.loads, lines)}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); remove its last line, and what is lost is made again"
-        ) from error
+    found = {str(row["key"]): row for row in jsonl.read(path, _NEEDED)}  # what is lost is made again
     keys = [_key(_with_sampling(job.config, *sampling)) for job in run.jobs for sampling in job.samplings]
     return [found[key] for key in keys if key in found]
-
-
-def _append(path: pathlib.Path, row: dict) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
 
 
 # ── One job ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -160,10 +150,10 @@ def _train(run: Run, job: Job) -> float | None:
     if not steps or steps[0] < job.config.train.steps:
         started = time.perf_counter()
         status = train.train(train.prepare(job.config, workdir), final_grid=False)
-        _append(spent, {"seconds": time.perf_counter() - started})
+        jsonl.append(spent, {"seconds": time.perf_counter() - started})
         if status:
             return None
-    return sum(json.loads(line)["seconds"] for line in spent.read_text().splitlines()) if spent.exists() else 0.0
+    return float(sum(row["seconds"] for row in jsonl.read(spent, ("seconds",))))
 
 
 def _score(run: Run, job: Job, solver: str, steps: int, seconds: float) -> dict | None:
@@ -172,7 +162,7 @@ def _score(run: Run, job: Job, solver: str, steps: int, seconds: float) -> dict 
     judging = evaluate.prepare(config, workdir, "", -1, "once", watch=False)
     if evaluate.evaluate(judging):
         return None
-    result = json.loads((workdir / "results.jsonl").read_text().splitlines()[-1])
+    result = jsonl.read(workdir / "results.jsonl")[-1]
     shown = shards.first_images(judging, config.compare.shown)
     folder = run.workdir / "shown"
     folder.mkdir(exist_ok=True)
@@ -206,7 +196,7 @@ def compare(run: Run) -> int:
             for sampling in todo if seconds is not None else ():
                 row = _score(run, job, *sampling, seconds)
                 if row is not None:
-                    _append(run.workdir / "compare.jsonl", row)
+                    jsonl.append(run.workdir / "compare.jsonl", row)
                     _report(run)
         except FloatingPointError as error:  # one that diverged must not take the others with it
             failed.append(f"{job.system}, seed {job.seed}: {error}")

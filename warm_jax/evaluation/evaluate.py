@@ -7,7 +7,6 @@ row in `results.jsonl` says everything that it depends on.
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 import time
 
@@ -18,7 +17,7 @@ from ml_collections import ConfigDict
 from warm_jax.evaluation import named_scores, reference, shards
 from warm_jax.experiments import experiment, posthoc_ema
 from warm_jax.metrics import extract, frechet, moments
-from warm_jax.runtime import log, pod, preemption, rounding, workdirs
+from warm_jax.runtime import jsonl, log, pod, preemption, rounding, workdirs
 from warm_jax.sampling import runs
 
 PAPER_COUNT, PAPER_ROUNDS = 50_000, 3
@@ -64,8 +63,7 @@ def _line(row: dict[str, object], names: list[str]) -> str:
 
 def _append(run: shards.Run, row: dict[str, object]) -> None:
     if jax.process_index() == 0:
-        with (run.workdir / "results.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        jsonl.append(run.workdir / "results.jsonl", row)
 
 
 def _facts(run: shards.Run, against: reference.Reference, images: shards.Images) -> dict[str, object]:

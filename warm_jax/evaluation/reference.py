@@ -12,7 +12,7 @@ from warm_jax.data import sources
 from warm_jax.experiments import experiment
 from warm_jax.metrics import efficientnet, extract, fashion, inception, moments, scores
 from warm_jax.runtime import log, mesh, preemption, workdirs
-from warm_jax.weights import pth, tensors
+from warm_jax.weights import archives, pth, tensors
 
 PIXEL_IMAGES = 5000  # at most so many images are compared pixel by pixel (swd, lsd)
 FEATURE_IMAGES = 10_000  # at most so many reference features are kept for kid and pr; fd takes all images
@@ -108,7 +108,7 @@ def measure(config: ConfigDict, source: sources.Source, extractor: extract.Extra
 
 def save(path: pathlib.Path, reference: Reference) -> None:
     """Writes a statistics file that also holds what the kernel and pixel scores need."""
-    moments.write_npz(
+    archives.write_npz(
         path,
         version=np.asarray(moments.FILE_VERSION),
         mean=reference.moments.mean,
@@ -125,7 +125,7 @@ def save(path: pathlib.Path, reference: Reference) -> None:
 def load(path: pathlib.Path) -> Reference:
     """A statistics file of `stats`, or a foreign one with `mu` and `sigma`. ValueError where it is damaged."""
     found, provenance = moments.load(path)
-    arrays = moments.read_npz(path)
+    arrays = archives.read_npz(path)
     kept = (arrays.get(name) for name in ("features", "pixels", "power"))
     return Reference(str(arrays.get("name", path)), found, provenance, *kept)
 

@@ -16,6 +16,7 @@ from warm_jax.experiments import experiment, family
 from warm_jax.metrics import extract, moments
 from warm_jax.runtime import log, pod, preemption
 from warm_jax.sampling import batches, runs
+from warm_jax.weights import archives
 
 SHARD = 1000  # images whose features are kept in one file
 
@@ -93,7 +94,7 @@ def _shard(run: Run, images: Images, path: pathlib.Path, first: int, count: int,
     provenance = run.extractor.provenance((*experiment.image_side(run.config), run.config.data.channels))
     if path.exists():
         try:
-            arrays = moments.read_npz(path)
+            arrays = archives.read_npz(path)
             provenance.require_same(moments.read_provenance(arrays), ("this evaluation", str(path)))
             if len(arrays["pool"]) == count and len(arrays["pixels"]) >= keep:
                 return arrays
@@ -110,7 +111,7 @@ def _shard(run: Run, images: Images, path: pathlib.Path, first: int, count: int,
     logits = {} if features.logits is None else {"logits": features.logits}
     arrays = {"pool": features.pool, "pixels": np.concatenate(pixels), **logits}
     arrays["nfe"] = np.asarray(images.facts.get("nfe", 0))
-    moments.write_npz(path, **arrays, **moments.provenance_arrays(provenance))
+    archives.write_npz(path, **arrays, **moments.provenance_arrays(provenance))
     return arrays
 
 
@@ -180,7 +181,7 @@ def first_images(run: Run, count: int) -> np.ndarray:
     settings = run.config.eval
     size = min(SHARD, settings.count)
     folder = _folder(run, Images(run, run.sampling.step if run.sampling else -1))
-    return moments.read_npz(folder / f"{settings.first:08d}-{size}.npz")["pixels"][:count]
+    return archives.read_npz(folder / f"{settings.first:08d}-{size}.npz")["pixels"][:count]
 
 
 def wait(seconds: float) -> None:

@@ -14,15 +14,8 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
-from warm_jax.metrics.moments import (
-    UINT8_RULE,
-    Provenance,
-    Statistics,
-    provenance_arrays,
-    read_npz,
-    read_provenance,
-    write_npz,
-)
+from warm_jax.metrics.moments import UINT8_RULE, Provenance, Statistics, provenance_arrays, read_provenance
+from warm_jax.weights import archives
 
 
 class Features(NamedTuple):
@@ -123,12 +116,12 @@ def accumulate(batches: Iterable[Features], dim: int) -> Statistics:
 def save_features(path: str | os.PathLike, features: Features, provenance: Provenance) -> None:
     """One shard of an evaluation, written whole or not at all, so that an interrupted one goes on where it stopped."""
     logits = {} if features.logits is None else {"logits": features.logits}
-    write_npz(path, pool=features.pool, **logits, **provenance_arrays(provenance))
+    archives.write_npz(path, pool=features.pool, **logits, **provenance_arrays(provenance))
 
 
 def load_features(path: str | os.PathLike, expected: Provenance) -> Features:
     """A shard of `save_features`; ValueError if it is damaged or came from something else than `expected`."""
-    arrays = read_npz(path)
+    arrays = archives.read_npz(path)
     if "pool" not in arrays:
         raise ValueError(f"{path} has {sorted(arrays)}, no features")
     expected.require_same(read_provenance(arrays), ("this evaluation", str(path)))

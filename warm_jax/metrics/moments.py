@@ -9,30 +9,16 @@ The naive Σ xxᵀ - n mmᵀ loses the digits that the difference of two nearly 
 """
 
 import dataclasses
-import io
 import os
-import secrets
-import zipfile
-import zlib
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Float64, Shaped
 
+from warm_jax.weights import archives
+
 # How images in [-1, 1] became bytes: EDM's rule, and that of published FIDs.
 UINT8_RULE = "trunc(clip(127.5 x + 128, 0, 255))"
 FILE_VERSION = 1
-# What numpy and zipfile raise on files that are cut, altered or something else.
-_DAMAGED = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    MemoryError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,21 +104,6 @@ class Provenance:
                 raise ValueError(f"{label} differs: {names[0]} have {mine!r}, {names[1]} has {theirs!r}")
 
 
-def write_npz(path: str | os.PathLike, **arrays: Shaped[np.ndarray, "..."]) -> None:
-    """An npz that is there whole or not at all: written beside `path`, then renamed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(part, "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def provenance_arrays(provenance: Provenance) -> dict[str, np.ndarray]:
     """The known fields as arrays that need no pickle."""
     fields = dataclasses.asdict(provenance)
@@ -146,21 +117,11 @@ def read_provenance(arrays: dict[str, np.ndarray]) -> Provenance:
     return Provenance(**values)
 
 
-def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """All arrays of an npz, pickled ones refused; ValueError for a file that is damaged or no npz."""
-    data = io.BytesIO(Path(path).read_bytes())
-    try:
-        with np.load(data, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except _DAMAGED as error:
-        raise ValueError(f"{path} is not a readable npz file: {error}") from error
-
-
 def save(path: str | os.PathLike, moments: Moments, provenance: Provenance) -> None:
     """The statistics file: mean, covariance, count and provenance."""
     if moments.count is None:
         raise ValueError("statistics without a count are not written: nobody could tell later what they are worth")
-    write_npz(
+    archives.write_npz(
         path,
         version=np.asarray(FILE_VERSION),
         mean=moments.mean,
@@ -177,7 +138,7 @@ def load(path: str | os.PathLike) -> tuple[Moments, Provenance]:
     so that whoever names the file vouches for it. clean-fid's "clean" mode resizes with PIL's bicubic filter, and its
     numbers are not comparable with ours; its "legacy_tensorflow" mode is.
     """
-    arrays = read_npz(path)
+    arrays = archives.read_npz(path)
     if {"mean", "covariance", "count"} <= arrays.keys():
         if int(arrays.get("version", 0)) != FILE_VERSION:
             raise ValueError(f"{path} has version {arrays.get('version')}; this program reads {FILE_VERSION}")

@@ -1,8 +1,8 @@
 """Digests of arrays: what tells whether a checkpoint that was read is the one that was saved.
 
-Orbax stores arrays by TensorStore in OCDBT. Its manifest and B-tree nodes carry CRC-32C, checked when they are read, and
-so do the small arrays that lie within a node. The chunks of larger arrays carry none, neither in zarr v2 nor by an
-option of Orbax: a flipped bit in them comes back as other numbers. Hence a digest of the arrays themselves.
+Orbax stores arrays by TensorStore in OCDBT. Its manifest and B-tree nodes carry CRC-32C, checked when they are read;
+that covers the small arrays that lie within a node. The chunks of larger arrays carry none, and no option of Orbax adds
+one: a flipped bit in them comes back as other numbers. Hence a digest of the arrays themselves.
 
 An array is taken as 32-bit words w[j, k] (16-bit and smaller elements one a word), k along the last axis and j along
 all others. With sums modulo 2³², position keys p and a bijection h of 32-bit words,
@@ -10,9 +10,9 @@ all others. With sums modulo 2³², position keys p and a bijection h of 32-bit 
     rows     r[j] = Σ_k w[j, k]     first half   Σ_j h(r[j] ^ p[j])
     columns  c[k] = Σ_j w[j, k]     second half  Σ_k h(c[k] ^ p[k]).
 
-A change of one word changes one row and one column, hence one term of each half: it is always found. Other damage passes
-with a probability of about 2⁻⁶⁴. All sums are of integers, so the digest is the same for any sharding, any number of
-devices and processes, and any backend; the two sums over all words are one pass at the speed of memory.
+A change of one word changes one row and one column, hence one term of each half: it is always found. Other damage
+passes with a probability of about 2⁻⁶⁴. All sums are of integers, so the digest is the same for any sharding, any
+number of devices and processes, and any backend; the sums over all words are one pass at the speed of memory.
 """
 
 import json

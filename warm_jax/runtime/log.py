@@ -10,6 +10,8 @@ import jax
 import tensorboardX
 from tqdm import tqdm
 
+from warm_jax.weights import archives
+
 
 def say(text: str) -> None:
     """Prints lines above any progress bar, from the first process only."""
@@ -65,11 +67,13 @@ class Log:
         if jax.process_index() != 0:
             return
         path = workdir / "metrics.jsonl"
-        rows = path.read_text().splitlines(keepends=True) if path.exists() else []
-        kept = [row for row in rows if row.endswith("\n") and not _is_later(row, start_step)]
-        part = path.with_name(".metrics.jsonl.part")
-        part.write_text("".join(kept))
-        part.replace(path)
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if line.endswith(b"\n") and not _is_later(line, start_step)]
+        unreadable = [number for number, line in enumerate(lines, 1) if _step(line) is None]
+        if unreadable:
+            said = ", ".join(map(str, unreadable[:5])) + (", …" if len(unreadable) > 5 else "")
+            warn(f"{path}: no numbers of a step in line {said}; what ends in the middle is dropped, the rest stays")
+        archives.write_atomically(path, b"".join(kept))
         self._path = path
         before = set(threading.enumerate())
         # A queue for more than a row: where it is full, and its thread died of a full disk, one would wait for ever.
@@ -82,7 +86,9 @@ class Log:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}  # JSON has no nan
         try:
-            with self._path.open("a") as lines:  # and closed: only then a bucket, mounted by FUSE, has the row
+            with self._path.open(
+                "a", encoding="utf-8"
+            ) as lines:  # and closed: only then a bucket, mounted by FUSE, has the row
                 lines.write(json.dumps({"step": step, **finite}) + "\n")
         except OSError as error:
             warn(f"step {step}: {self._path} cannot be written ({error.strerror})")
@@ -101,9 +107,16 @@ class Log:
                 warn(f"the last numbers of tb/ are lost ({error.strerror})")
 
 
-def _is_later(row: str, step: int) -> bool:
-    """Whether a row is of a later step; one that somebody else wrote stays."""
+def _step(line: bytes) -> int | None:
+    """The step of a row; None where it is none: cut off, damaged, or somebody else's."""
     try:
-        return json.loads(row)["step"] > step
-    except (ValueError, KeyError, TypeError):
-        return False
+        step = json.loads(line.decode())["step"]
+        return step if isinstance(step, int) else None
+    except archives.DAMAGED:
+        return None
+
+
+def _is_later(line: bytes, step: int) -> bool:
+    """Whether a row is of a later step; one that somebody else wrote stays."""
+    found = _step(line)
+    return found is not None and found > step

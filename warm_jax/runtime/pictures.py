@@ -1,13 +1,15 @@
 """Images for people: the one rule from model units to bytes, grids, PNG files."""
 
+import io
 import math
 import pathlib
-import secrets
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
+
+from warm_jax.weights import archives
 
 
 def to_uint8(x: Float[Array, "*b h w c"]) -> UInt8[Array, "*b h w c"]:
@@ -83,12 +85,9 @@ def scale_for_people(images: UInt8[np.ndarray, "n h w c"]) -> int:
 def save_png(path: pathlib.Path, image: UInt8[np.ndarray, "h w c"], scale: int = 1) -> None:
     """Writes a PNG in one piece or not at all; `scale` repeats pixels. Grey for one channel, RGB for three."""
     image = image.repeat(scale, 0).repeat(scale, 1)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # of its own, on any host
-    try:
-        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(part, format="PNG")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    content = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(content, format="PNG")
+    archives.write_atomically(path, content.getvalue())
 
 
 def load_png(path: pathlib.Path) -> UInt8[np.ndarray, "h w c"]:

@@ -1,18 +1,17 @@
 """The folder that a run lives in: what it must not forget, and what must fit when somebody comes back to it."""
 
-import io
 import json
 import pathlib
-import secrets
 import shlex
 import tempfile
-import zipfile
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from warm_jax.data.buckets import local as local  # gs://… as a folder of this machine
 from warm_jax.data.sources import Source
+from warm_jax.weights import archives
+from warm_jax.weights.archives import write_atomically as write_atomically
 
 # What a config says of the weights and of the run that made them: with another value, a checkpoint means something
 # else.
@@ -55,16 +54,6 @@ def check_new(workdir: pathlib.Path) -> None:
     check_writable(workdir)
 
 
-def write_atomically(path: pathlib.Path, content: bytes) -> None:
-    """The file is there whole, or as it was."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # of its own, on any host
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def save_config(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Writes `config.json`."""
     write_atomically(workdir / "config.json", json.dumps(config.to_dict(), indent=2, default=list).encode() + b"\n")
@@ -89,11 +78,19 @@ def differing(one: ConfigDict, other: ConfigDict, keys: tuple[str, ...]) -> list
     return [(key, ours[key]) for key in under if key not in flat or flat[key] != ours[key]]
 
 
+def _read_json(path: pathlib.Path) -> object:
+    """What a JSON file says. ValueError where it is damaged, FileNotFoundError where there is none."""
+    try:
+        return json.loads(path.read_bytes().decode())
+    except RecursionError as error:  # of brackets in brackets
+        raise ValueError(str(error)) from None
+
+
 def load_note(workdir: pathlib.Path, name: str) -> dict | None:
     """What a file of `NOTES` in a workdir says; None where there is none. ValueError where it is damaged."""
     path = workdir / name
     try:
-        note = json.loads(path.read_text())
+        note = _read_json(path)
         if not isinstance(note, dict) or not set(NOTES[name]) <= note.keys():
             raise ValueError(f"no JSON object with {', '.join(NOTES[name])}")
         return note
@@ -107,7 +104,7 @@ def load_config(workdir: pathlib.Path, like: ConfigDict | None = None) -> Config
     """The config of a run, from its `config.json`; sections that it lacks are as in `like`, newer keys unset."""
     path = workdir / "config.json"
     try:
-        saved = json.loads(path.read_text())
+        saved = _read_json(path)
         made = ConfigDict(saved)
         for section in like or ():
             if section not in made:
@@ -140,8 +137,8 @@ def check_same(config: ConfigDict, workdir: pathlib.Path, keys: tuple[str, ...])
             "restore it, or give another --workdir"
         )
     try:
-        saved = LATER | _flatten(json.loads(path.read_text()))
-    except (json.JSONDecodeError, AttributeError) as error:
+        saved = LATER | _flatten(_read_json(path))
+    except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not a config ({error}); restore it, or move the workdir away") from error
     here = LATER | flat(config)
     missing = "(not there)"
@@ -183,9 +180,7 @@ def seen_data(workdir: pathlib.Path) -> str | None:
 
 def save_measured(arrays: dict[str, np.ndarray], workdir: pathlib.Path) -> None:
     """Writes `measured.npz`."""
-    content = io.BytesIO()
-    np.savez(content, **arrays)
-    write_atomically(workdir / "measured.npz", content.getvalue())
+    archives.write_npz(workdir / "measured.npz", **arrays)
 
 
 def load_measured(workdir: pathlib.Path) -> dict[str, np.ndarray] | None:
@@ -194,7 +189,7 @@ def load_measured(workdir: pathlib.Path) -> dict[str, np.ndarray] | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {"power": stored["power"], **{name: stored[name] for name in stored.files}}
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        stored = archives.read_npz(path)
+        return {"power": stored["power"], **stored}
+    except (ValueError, KeyError) as error:
         raise ValueError(f"{path} is damaged ({error}); restore it: the weights mean nothing without it") from error

@@ -1,11 +1,9 @@
 """Where samples go: a folder of PNG files, one npz, or one grid; and what of them is there already."""
 
 import glob
-import io
 import json
 import pathlib
 import re
-import zipfile
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +11,7 @@ from jaxtyping import Int, UInt8
 
 from warm_jax.runtime import log, pictures, workdirs
 from warm_jax.sampling.trajectories import Trajectory
+from warm_jax.weights import archives
 
 GRID_IMAGES = 400
 
@@ -78,11 +77,11 @@ class File:
         self._text, self._done = json.dumps(made_with), {}
         for path in self._partials():
             try:
-                with np.load(path, allow_pickle=False) as stored:
-                    if str(stored["made_with"]) == self._text:
-                        rows = zip(stored["seeds"], stored["images"], stored["labels"], strict=True)
-                        self._done |= {int(seed): (image, int(label)) for seed, image, label in rows}
-            except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                stored = archives.read_npz(path)
+                if str(stored["made_with"]) == self._text:
+                    rows = zip(stored["seeds"], stored["images"], stored["labels"], strict=True)
+                    self._done |= {int(seed): (image, int(label)) for seed, image, label in rows}
+            except archives.DAMAGED as error:
                 log.say(f"{path} is damaged ({error}); drawing its images again")
 
     def _partials(self) -> list[pathlib.Path]:
@@ -100,9 +99,7 @@ class File:
 
     def _save_npz(self, path: pathlib.Path, seeds: list[int]) -> None:
         images, labels = (np.stack(column) for column in zip(*(self._done[seed] for seed in seeds), strict=True))
-        content = io.BytesIO()
-        np.savez(content, images=images, labels=labels, seeds=np.array(seeds), made_with=self._text)
-        workdirs.write_atomically(path, content.getvalue())
+        archives.write_npz(path, images=images, labels=labels, seeds=np.array(seeds), made_with=self._text)
 
     def pause(self) -> None:
         """Saves what was drawn so far."""

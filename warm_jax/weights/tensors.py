@@ -10,6 +10,8 @@ from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
+from warm_jax.weights import archives
+
 
 def sha256(path: str | os.PathLike) -> str:
     """Hex digest of a file."""
@@ -35,9 +37,7 @@ def write_safetensors(
     # The library writes what it finds in memory, whatever the strides say.
     arrays = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
     content = save(arrays, metadata=None if metadata is None else dict(metadata))
-    part = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
-    part.write_bytes(content)
-    part.replace(path)
+    archives.write_atomically(path, content)
 
 
 def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
