@@ -86,12 +86,9 @@ class Log:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}  # JSON has no nan
         try:
-            with self._path.open(
-                "a", encoding="utf-8"
-            ) as lines:  # and closed: only then a bucket, mounted by FUSE, has the row
-                lines.write(json.dumps({"step": step, **finite}) + "\n")
+            archives.append_line(self._path, json.dumps({"step": step, **finite}))
         except OSError as error:
-            warn(f"step {step}: {self._path} cannot be written ({error.strerror})")
+            warn(f"step {step}: {self._path} cannot be written ({error.strerror or error})")
         if self._board and not all(thread.is_alive() for thread in self._threads):
             warn(f"step {step}: no more is written to tb/: its writer has failed")
             self._board = None

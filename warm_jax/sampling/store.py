@@ -37,7 +37,7 @@ class Folder:
     def __init__(self, out: pathlib.Path, made_with: dict):
         self._out, note = out, out / "samples.json"
         text = json.dumps(made_with, indent=2)
-        if not (note.exists() and note.read_text() == text):
+        if not (note.exists() and note.read_bytes() == text.encode()):
             for stale in drawn_images(out):
                 stale.unlink()
             workdirs.write_atomically(note, text.encode())
