@@ -1,11 +1,12 @@
 """From a mode and its flags to a program, ready to run."""
 
+import contextlib
 import pathlib
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from warm_jax.cli import flags
+from warm_jax.cli import flags, outputs
 from warm_jax.experiments import config_files
 
 
@@ -67,7 +68,26 @@ def _convert(config: ConfigDict | None) -> Callable[[], int]:
 
 
 def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Callable[[], int]:
-    """Checks everything for `mode` and returns the program, ready to run. ValueError or OSError for bad input."""
+    """Checks everything for `mode` and returns the program, ready to run. ValueError or OSError for bad input.
+
+    What it writes is locked from here to the end of the program: OSError, naming the other, where another writes there.
+    """
+    held = contextlib.ExitStack()
+    with held:
+        wrong = outputs.lock(held, mode, workdir)
+        program = _prepare(mode, config, workdir)
+        if wrong is not None:  # nothing can be written there, and no other check has found why
+            raise wrong
+        held = held.pop_all()
+
+    def run() -> int:
+        with held:
+            return program()
+
+    return run
+
+
+def _prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Callable[[], int]:
     if mode == "prepare":
         return _prepare_images(config)
     if mode == "inspect":

@@ -5,6 +5,7 @@ its native solver and, where its mathematics allows, by Heun's, and scored. What
 so a comparison that was cut off goes on; the table and the picture are written anew with each line.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -19,7 +20,7 @@ from warm_jax.diffusion import sampler
 from warm_jax.evaluation import evaluate, reference, shards
 from warm_jax.experiments import experiment
 from warm_jax.metrics import extract
-from warm_jax.runtime import jsonl, log, pictures, preemption, rounding, workdirs
+from warm_jax.runtime import jsonl, locks, log, pictures, preemption, rounding, workdirs
 from warm_jax.sampling import runs
 from warm_jax.training import train
 
@@ -179,6 +180,25 @@ def _remaining(run: Run) -> Iterator[tuple[Job, list[tuple[str, int]]]]:
             yield job, todo
 
 
+@contextlib.contextmanager
+def _alone(workdir: pathlib.Path) -> Iterator[None]:
+    """Within, nobody else trains or scores in the workdir of a job."""
+    with contextlib.ExitStack() as held:
+        for name in ("checkpoints", "evaluations"):
+            held.enter_context(locks.writing(locks.file(workdir / name), "compare"))
+        yield
+
+
+def _finish(run: Run, job: Job, todo: list[tuple[str, int]]) -> None:
+    """Trains a job and scores what is left of its samplings, a row each, until a signal comes."""
+    seconds = _train(run, job)
+    for sampling in todo if seconds is not None else ():
+        row = _score(run, job, *sampling, seconds)
+        if row is not None:
+            jsonl.append(run.workdir / "compare.jsonl", row)
+            _report(run)
+
+
 @preemption.noted()
 def compare(run: Run) -> int:
     """Trains, samples and scores what is not done yet. Returns the exit status."""
@@ -192,12 +212,8 @@ def compare(run: Run) -> int:
     for job, todo in _remaining(run):
         log.say(f"── {job.system}, seed {job.seed} ──")
         try:
-            seconds = _train(run, job)
-            for sampling in todo if seconds is not None else ():
-                row = _score(run, job, *sampling, seconds)
-                if row is not None:
-                    jsonl.append(run.workdir / "compare.jsonl", row)
-                    _report(run)
+            with _alone(_workdir(run.workdir, job)):
+                _finish(run, job, todo)
         except FloatingPointError as error:  # one that diverged must not take the others with it
             failed.append(f"{job.system}, seed {job.seed}: {error}")
             log.say(f"failed: {failed[-1]}")
