@@ -55,10 +55,10 @@ def start(lines: list[list[str]], env: dict[str, str], logs: pathlib.Path) -> li
     logs.mkdir(parents=True, exist_ok=True)
     started = []
     for number, line in enumerate(lines):
-        out = None if number == 0 else (logs / f"host{number}.log").open("w")
+        out = None if number == 0 else (logs / f"host{number}.log").open("w", encoding="utf-8")
         error = None if out is None else subprocess.STDOUT
         started.append(subprocess.Popen(line, env=env, stdout=out, stderr=error, start_new_session=True))
-        (logs / f"host{number}.pid").write_text(f"{started[-1].pid}\n")
+        (logs / f"host{number}.pid").write_text(f"{started[-1].pid}\n", encoding="utf-8")
     return started
 
 

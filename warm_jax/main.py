@@ -107,7 +107,7 @@ def _check_report(out: str) -> None:
     if not out.endswith(".json") or os.path.isdir(out) or not os.path.isdir(folder):
         raise ValueError(f"--out={out}: --mode=doctor writes FILE.json, in a folder that is there")
     try:
-        with open(out, "a") if os.path.exists(out) else tempfile.TemporaryFile(dir=folder):
+        with open(out, "ab") if os.path.exists(out) else tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise OSError(f"--out={out} cannot be written ({error.strerror}); name another FILE.json") from error

@@ -7,12 +7,16 @@
     config           the run's whole config, as in config.json
     process          system, BNR, image shape, and the levels that sampling goes through
     spectrum         the data's mean DCT power [h][w]; null where the run measured none
+    sha256           of all the rest, as JSON with sorted keys and no spaces
     start            file and sha256 of the low DCT coefficients that sampling starts from; null where that is noise
     weights          file, sha256, number of tensors and of parameters
     checkpoint_step, origin, begun_from, licence   where the weights are from, as far as known
-    sampler          file, platforms and arguments of the StableHLO program; null where there is none
+    sampler          file, sha256, platforms and arguments of the StableHLO program; null where there is none
+
+Files without the digests of `model.json` and the program are of older versions, and are read as they are.
 """
 
+import hashlib
 import json
 import pathlib
 from typing import NamedTuple
@@ -26,7 +30,7 @@ from ml_collections import ConfigDict
 
 from warm_jax.experiments import experiment, family
 from warm_jax.runtime import workdirs
-from warm_jax.weights import tensors
+from warm_jax.weights import archives, tensors
 
 SCHEMA = 1
 MODEL, WEIGHTS, START, SAMPLER = "model.json", "weights.safetensors", "start.safetensors", "sampler.stablehlo"
@@ -90,8 +94,15 @@ def save(
         },
         **facts,
     }
+    about["sha256"] = _digest(about)
     workdirs.write_atomically(folder / MODEL, json.dumps(about, indent=1).encode() + b"\n")
     return about
+
+
+def _digest(about: dict) -> str:
+    """Of what `model.json` says, whatever its layout."""
+    rest = {key: value for key, value in about.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def read_about(folder: pathlib.Path) -> dict:
@@ -100,15 +111,17 @@ def read_about(folder: pathlib.Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: {folder} is no folder of --mode=export")
     try:
-        about = json.loads(path.read_text())
+        about = json.loads(path.read_bytes().decode())
         version = about["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except archives.DAMAGED as error:
         raise ValueError(f"{path} does not describe a model ({error!r}); export it again") from None
     if type(version) is not int or not 1 <= version <= SCHEMA:
         raise ValueError(
             f"{path} has schema_version {version!r}; this version reads up to {SCHEMA}: update warm_jax, or export the "
             "model with this version"
         )
+    if about.get("sha256", digest := _digest(about)) != digest:
+        raise ValueError(f"{path} is damaged: it is not as it was written; export it again")
     return about
 
 
@@ -119,7 +132,7 @@ def load(folder: str | pathlib.Path) -> Bundle:
     try:
         config, spectrum, start = workdirs.completed(ConfigDict(about["config"])), about["spectrum"], about["start"]
         digests = {WEIGHTS: about["weights"]["sha256"]} | ({} if start is None else {START: start["sha256"]})
-    except (KeyError, TypeError, ValueError) as error:
+    except archives.DAMAGED as error:
         raise ValueError(f"{folder / MODEL} lacks what schema {SCHEMA} has ({error!r}); export it again") from None
     for name, digest in digests.items():
         tensors.require_file(folder / name, digest, f"{folder / MODEL} was written with another; export both again.")
@@ -155,10 +168,12 @@ def check_flatbuffers() -> None:
 def load_program(folder: str | pathlib.Path) -> export.Exported:
     """The exported sampler; its `call` takes what `export.program` says. ValueError where it cannot run here."""
     folder = pathlib.Path(folder)
-    read_about(folder)
+    said = read_about(folder).get("sampler") or {}
     path = folder / SAMPLER
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there; export the model again")
+    if "sha256" in said:
+        tensors.require_file(path, said["sha256"], "Export the model again.")
     check_flatbuffers()
     try:
         found = export.deserialize(bytearray(path.read_bytes()))

@@ -26,8 +26,9 @@ from warm_jax.convert.from_edm import save_workdir
 from warm_jax.experiments import experiment, family, posthoc_ema
 from warm_jax.runtime import log, workdirs
 from warm_jax.sampling import batches, runs
+from warm_jax.weights import tensors
 
-SCRIPT = "sample.py"
+SCRIPT, CARD = "sample.py", "README.md"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
@@ -64,8 +65,26 @@ def prepare(
     if target.is_file():
         raise ValueError(f"--out={out} is a file; an export is a folder")
     source = runs.open_run(config, workdir, step, ema)
+    _check_free(target)
     workdirs.check_writable(target)
     return Run(source, target, platforms)
+
+
+def _check_free(out: pathlib.Path) -> None:
+    """Raises ValueError where a file would be replaced that no export wrote.
+
+    The card comes last and `model.json` just before it, so what an export that was cut off left has neither.
+    """
+    if (out / bundle.MODEL).exists():
+        return
+    script, weights = out / SCRIPT, out / bundle.WEIGHTS
+    foreign = [out / CARD] if (out / CARD).exists() else []
+    if script.exists() and not script.read_bytes().startswith(sample_script.TEXT.encode()[:40]):
+        foreign.append(script)
+    if weights.exists() and not tensors.read_metadata(weights).get("format", "").startswith("warm_jax "):
+        foreign.append(weights)
+    if foreign:
+        raise ValueError(f"{foreign[0]} is there and was not made by --mode=export; name another --out")
 
 
 def program(exp: experiment.Experiment, platforms: tuple[str, ...]) -> jax_export.Exported:
@@ -97,11 +116,12 @@ def write(
 ) -> dict:
     """Writes all files but the card, and returns what `model.json` says; `facts` of the weights go in as they are."""
     classes = exp.config.data.num_classes
-    (out / bundle.SAMPLER).write_bytes(program(exp, platforms).serialize())
-    (out / SCRIPT).write_text(sample_script.TEXT, encoding="utf-8")
+    sampler = out / bundle.SAMPLER
+    workdirs.write_atomically(sampler, bytes(program(exp, platforms).serialize()))
+    workdirs.write_atomically(out / SCRIPT, sample_script.TEXT.encode())
     arguments = ["weights", "seeds uint32 [b]", *(["labels int32 [b]"] if classes else [])]
-    sampler = {"file": bundle.SAMPLER, "platforms": list(platforms), "arguments": arguments}
-    return bundle.save(out, exp, params, measured, facts | {"sampler": sampler})
+    about = {"file": bundle.SAMPLER, "sha256": tensors.sha256(sampler), "platforms": list(platforms)}
+    return bundle.save(out, exp, params, measured, facts | {"sampler": about | {"arguments": arguments}})
 
 
 def export(run: Run) -> int:
@@ -117,7 +137,7 @@ def export(run: Run) -> int:
     stored = workdirs.load_measured(source.workdir)
     measured = None if stored is None else family.Measured(**stored)
     about = write(out, source.experiment, jax.device_get(params), measured, facts, run.platforms)
-    (out / "README.md").write_text(model_card.text(about, source.workdir))
+    workdirs.write_atomically(out / CARD, model_card.text(about, source.workdir).encode())
     log.say(f"{out}: {about['weights']['parameters']:,} parameters; README.md says what and how. To draw images there:")
     log.say(f"    python {shlex.quote(str(out / SCRIPT))} --seeds=0-15 --out={shlex.quote(str(out / 'samples.png'))}")
     return 0

@@ -83,7 +83,7 @@ def _write(path: str, found: facts.Facts, findings: list[judge.Finding]) -> None
     devices = [one._asdict() for one in found.jax.devices]
     content["facts"]["jax"] = found.jax._asdict() | {"devices": devices}
     content["facts"]["environment"] = judge.shown(found)
-    pathlib.Path(path).write_text(json.dumps(content, indent=2) + "\n")
+    pathlib.Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _test(

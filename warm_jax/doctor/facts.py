@@ -161,8 +161,8 @@ def tpus() -> int:
     count = 0
     for vendor in glob.glob("/sys/bus/pci/devices/*/vendor"):
         try:
-            device = pathlib.Path(vendor).with_name("device").read_text().strip()
-            count += pathlib.Path(vendor).read_text().strip() == _GOOGLE and device in _TPUS
+            device = pathlib.Path(vendor).with_name("device").read_text(encoding="utf-8").strip()
+            count += pathlib.Path(vendor).read_text(encoding="utf-8").strip() == _GOOGLE and device in _TPUS
         except OSError:
             continue
     return count
@@ -171,13 +171,15 @@ def tpus() -> int:
 def memory() -> tuple[int, int]:
     """Bytes of memory in all, and free; no more than the limit of the container."""
     try:
-        lines = dict(line.split(":", 1) for line in pathlib.Path("/proc/meminfo").read_text().splitlines())
+        lines = dict(
+            line.split(":", 1) for line in pathlib.Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        )
         total, free = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
     except (OSError, KeyError, ValueError):
         return 0, 0
     try:
         group = pathlib.Path("/sys/fs/cgroup")
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        limit, used = (int((group / name).read_text(encoding="utf-8")) for name in ("memory.max", "memory.current"))
         return min(total, limit), min(free, max(0, limit - used))
     except (OSError, ValueError):  # no container, or one without a limit
         return total, free

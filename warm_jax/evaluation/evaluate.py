@@ -45,11 +45,21 @@ def find_reference(run: shards.Run) -> reference.Reference:
         )
         digest = hashlib.sha256(f"spread {source.fingerprint} {run.extractor.hash}".encode()).hexdigest()[:12]
         path = run.workdir / "evaluations" / f"reference-{digest}.npz"
-        if not path.exists():
+        found = _kept(path)
+        if found is None:
             reference.save(path, reference.measure(run.config, source, run.extractor))
-        found = reference.load(path)
+            found = reference.load(path)
     expected.require_same(found.provenance)
     return found
+
+
+def _kept(path: pathlib.Path) -> reference.Reference | None:
+    """What was measured before; None where it was not, or the file is damaged."""
+    try:
+        return reference.load(path) if path.exists() else None
+    except ValueError as error:
+        log.say(f"{error}; measured again")
+        return None
 
 
 # ── Scores ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -107,8 +107,8 @@ def _ask(config: ConfigDict, target: topology.Target) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         asked, answer = pathlib.Path(folder) / "asked.json", pathlib.Path(folder) / "answer.json"
         request = {"config": config.to_dict(), "topology": target.text}
-        asked.write_text(json.dumps(request, default=list))
-        with (pathlib.Path(folder) / "stderr").open("w+") as complaints:
+        asked.write_text(json.dumps(request, default=list), encoding="utf-8")
+        with (pathlib.Path(folder) / "stderr").open("w+", encoding="utf-8", errors="replace") as complaints:
             # The compilers complain of missing hardware at length; that is shown only where nothing came of it.
             done = subprocess.run(
                 [sys.executable, "-m", "warm_jax.preflight.preflight", asked, answer],
@@ -124,8 +124,8 @@ def _ask(config: ConfigDict, target: topology.Target) -> dict:
             why = f"the compiler for {target.text} failed (status {done.returncode}{killed}): {' '.join(reason[-1:])}"
             if not answer.exists():
                 raise OSError(why)
-            return json.loads(answer.read_text()) | {"unfinished": why}
-        return json.loads(answer.read_text())
+            return json.loads(answer.read_text(encoding="utf-8")) | {"unfinished": why}
+        return json.loads(answer.read_text(encoding="utf-8"))
 
 
 # ── In the process of its own ────────────────────────────────────────────────────────────────────────────────────────
@@ -235,7 +235,7 @@ def _leave_with(parent: int) -> None:
 def main(asked: str, answer: str) -> None:
     """Reads the request of `_ask`, writes what `examine` finds."""
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
-    request = json.loads(pathlib.Path(asked).read_text())
+    request = json.loads(pathlib.Path(asked).read_text(encoding="utf-8"))
     for found in examine(ConfigDict(request["config"]), topology.parse(request["topology"])[0]):
         workdirs.write_atomically(pathlib.Path(answer), json.dumps(found).encode())
 

@@ -29,7 +29,7 @@ def read(out: pathlib.Path) -> dict:
     if not path.exists():
         return {"made_with": {}, "images": {}, "failures": {}}
     try:
-        note = json.loads(path.read_text())
+        note = json.loads(path.read_text(encoding="utf-8"))
         dict(note["made_with"])
         for entry in note["images"].values():
             texts = (entry["made_with"], entry["source"], entry["sha256"])
@@ -38,7 +38,7 @@ def read(out: pathlib.Path) -> dict:
             if not (isinstance(entry["outputs"], list) and all(map(_is_result, entry["outputs"]))):
                 raise ValueError("results that are not files in the folder")
         return note
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); remove it and its images, or name another --out") from error
 
 

@@ -93,9 +93,7 @@ def sample(drawing: Drawing, trajectory: bool = False) -> int:
         part = pod.index() if pod.count() > 1 else None
         return store.File(out, made, part) if one_file else store.Folder(out, made)
 
-    opened: list[store.File | store.Folder] = []
-    pod.first_then_all("stale images are gone", lambda: opened.append(open_store()))
-    kept = opened[0] if opened else open_store()
+    kept = open_store()
     todo, draw = own if trajectory else kept.missing(own), run.sampler(trajectory)
     followed: list[trajectories.Trajectory] = []
     share = f" (process 0 of {pod.count()})" if pod.count() > 1 else ""
@@ -105,6 +103,10 @@ def sample(drawing: Drawing, trajectory: bool = False) -> int:
         with preemption.at_once(f"while compiling; images in {out} are kept; the same command goes on from there"):
             draw.compile(weights)
         log.say(f"compiled the sampler in {draw.compile_seconds:.1f} s")
+    pod.first_then_all("stale images are gone", kept.begin)  # nothing is lost before the new images can be made
+    if pod.index() > 0:
+        kept = open_store()
+    if len(todo):
         started, nfe = time.perf_counter(), 0
         label = -1 if settings.class_label is None else settings.class_label
         bar = log.progress(len(todo), unit="image", doing="sampling")

@@ -51,8 +51,13 @@ def require_checkpoint(workdir: pathlib.Path, step: int) -> None:
 
 def check_ema(workdir: pathlib.Path, step: int, ema: float | None) -> None:
     """Raises ValueError where the EMA of this σ_rel cannot be made for the checkpoint of `step` (-1: the latest)."""
-    if ema is not None:
-        posthoc_ema.plan(workdir, checkpoint_steps(workdir)[0] if step == -1 else step, ema)
+    if ema is None:
+        return
+    if step == -1:
+        steps = checkpoint_steps(workdir)
+        whole = [number for number in steps if (workdir / "checkpoints" / str(number) / "averages").is_dir()]
+        step = (whole or steps)[0]
+    posthoc_ema.plan(workdir, step, ema)
 
 
 def open_run(config: ConfigDict, workdir: pathlib.Path, step: int, ema: float | None = None) -> Run:
@@ -139,39 +144,45 @@ def other_run(config: ConfigDict, workdir: pathlib.Path, step: int, what: str) -
 def load_ema(run: Run) -> tuple[int, PyTree]:
     """The step and the EMA weights of the run's checkpoint, replicated over the mesh; one step for all processes.
 
-    The plain EMA, or of `run.ema` the one that is made of stored averages. ValueError where it cannot be had.
+    The plain EMA, or of `run.ema` the one that is made of stored averages. Of the latest checkpoints those that are
+    damaged are passed over with a warning. ValueError where no weights can be had.
     """
     exp = run.experiment
     shapes = jax.eval_shape(exp.model.init, jax.random.key(0))
-    step, plain = _load_plain(run, shapes)
+
+    def on(sharding: jax.sharding.Sharding) -> PyTree[jax.ShapeDtypeStruct]:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+    everywhere = mesh.replicated(exp.mesh)
     if run.ema is None:
-        return step, plain
-    del plain
+        step, items = _restore(run, ema=on(everywhere))
+        return step, items["ema"]
+    step = run.step
+    if step < 0:
+        lengths = posthoc_ema.check(run.workdir, run.ema, exp.config)
+        here = mesh.replicated(mesh.make_mesh(1, local=True))
+        step, _ = _restore(run, averages=(on(here),) * len(lengths))
     wanted = posthoc_ema.plan(run.workdir, step, run.ema)
     log.say(
         f"EMA of σ_rel {run.ema:g} at step {step}, made of {len(wanted.fit.coefficients)} averages; its profile is off "
         f"by {wanted.fit.error:.2%}"
     )
-    return step, jax.device_put(posthoc_ema.reconstruct(run.workdir, wanted, shapes), mesh.replicated(exp.mesh))
+    return step, jax.device_put(posthoc_ema.reconstruct(run.workdir, wanted, shapes), everywhere)
 
 
-def _load_plain(run: Run, shapes: PyTree) -> tuple[int, PyTree]:
-    exp = run.experiment
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh.replicated(exp.mesh)), shapes
-    )
+def _restore(run: Run, **abstract: PyTree[jax.ShapeDtypeStruct]) -> tuple[int, dict[str, PyTree]]:
+    """Step and items of the run's checkpoint; of the latest one that is whole, the same in all processes."""
     checkpoints = checkpoint.Checkpoints(run.workdir / "checkpoints", writable=False)
     if run.step >= 0:
-        return run.step, checkpoints.restore(run.step, ema=abstract)["ema"]
+        return run.step, checkpoints.restore(run.step, **abstract)
     newest = []
 
     def look() -> str:
-        newest.append(checkpoints.restore_latest(ema=abstract))
+        newest.append(checkpoints.restore_latest(**abstract))
         return str(newest[0][0])
 
     step = int(pod.from_first("newest", look))
-    items = newest[0][1] if newest else checkpoints.restore(step, ema=abstract)
-    return step, items["ema"]
+    return step, newest[0][1] if newest else checkpoints.restore(step, **abstract)
 
 
 def load_weights(run: Run) -> tuple[int, PyTree]:

@@ -35,19 +35,25 @@ class Folder:
     """Samples as PNG files, one a seed, and `grid.png`. Those that the same weights and settings made are kept."""
 
     def __init__(self, out: pathlib.Path, made_with: dict):
-        self._out, note = out, out / "samples.json"
-        text = json.dumps(made_with, indent=2)
-        if not (note.exists() and note.read_bytes() == text.encode()):
-            for stale in drawn_images(out):
+        self._out, self._note = out, out / "samples.json"
+        self._content = json.dumps(made_with, indent=2).encode()
+        self._stale = not (self._note.exists() and self._note.read_bytes() == self._content)
+
+    def begin(self) -> None:
+        """Removes what other weights or settings made. Called once everything that can be refused was tried."""
+        if self._stale:
+            for stale in drawn_images(self._out):
                 stale.unlink()
-            workdirs.write_atomically(note, text.encode())
+            workdirs.write_atomically(self._note, self._content)
+            self._stale = False
 
     def _path(self, seed: int) -> pathlib.Path:
         return self._out / f"{seed:06d}.png"
 
     def missing(self, seeds: np.ndarray) -> np.ndarray:
         """Those of `seeds` that are still to be drawn."""
-        return np.array([seed for seed in seeds.tolist() if not self._path(seed).exists()], seeds.dtype)
+        left = [seed for seed in seeds.tolist() if self._stale or not self._path(seed).exists()]
+        return np.array(left, seeds.dtype)
 
     def add(self, seeds: np.ndarray, samples: Samples) -> None:
         """Keeps one batch."""
@@ -84,6 +90,9 @@ class File:
             except archives.DAMAGED as error:
                 log.say(f"{path} is damaged ({error}); drawing its images again")
 
+    def begin(self) -> None:
+        """Nothing to remove: the file is replaced when the new one is whole."""
+
     def _partials(self) -> list[pathlib.Path]:
         """What was left by one process, or by several."""
         return sorted(self._out.parent.glob(f"{glob.escape(self._out.name)}*.partial.npz"))
@@ -99,7 +108,7 @@ class File:
 
     def _save_npz(self, path: pathlib.Path, seeds: list[int]) -> None:
         images, labels = (np.stack(column) for column in zip(*(self._done[seed] for seed in seeds), strict=True))
-        archives.write_npz(path, images=images, labels=labels, seeds=np.array(seeds), made_with=self._text)
+        archives.write_npz(path, images=images, labels=labels, seeds=np.array(seeds), made_with=np.asarray(self._text))
 
     def pause(self) -> None:
         """Saves what was drawn so far."""

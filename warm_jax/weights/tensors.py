@@ -40,6 +40,15 @@ def write_safetensors(
     archives.write_atomically(path, content)
 
 
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """The strings that a safetensors file says about its arrays; empty for anything else."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
+
+
 def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Arrays and metadata; ValueError for a file that is cut short, or no safetensors at all."""
     try:
