@@ -280,6 +280,11 @@ def test_a_spoilt_export_is_refused(smoke, spoil, error, message):
 def test_a_program_for_other_machines_is_refused(stand_in, tmp_path):
     folder = shutil.copytree(stand_in[0], tmp_path / "e")
     exp = tiny.build(devices=1, sample__solver="euler", sample__steps=1)
+    with pytest.raises(ValueError, match=r"sampler\.stablehlo has sha256 .*, expected .*Export the model again"):
+        (folder / "sampler.stablehlo").write_bytes(b"another program")
+        bundle.load_program(folder)
+    sampler = json.loads((folder / "model.json").read_text())["sampler"]
+    _edit(folder, sampler={key: value for key, value in sampler.items() if key != "sha256"})  # an older version's
     (folder / "sampler.stablehlo").write_bytes(export.program(exp, ("tpu",)).serialize())
     with pytest.raises(ValueError, match=r"exported for tpu, and this JAX runs on cpu; .*--platforms=tpu,cpu"):
         bundle.load_program(folder)

@@ -190,6 +190,32 @@ def test_who_may_import_what(name):
     assert "matplotlib" not in roots or name in within(*PLOTS)
 
 
+def _texts(path):
+    """Calls that open a text file without saying how it is encoded."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if not isinstance(node, ast.Call):
+            continue
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        owner = getattr(getattr(node.func, "value", None), "id", "")
+        if name not in ("open", "read_text", "write_text") or owner in ("Image", "lmdb", "tarfile", "zipfile", "os"):
+            continue
+        place = {"read_text": 0, "write_text": 1, "open": 1 if isinstance(node.func, ast.Name) else 0}[name]
+        modes = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+        binary = name == "open" and any("b" in mode for mode in modes[:2] if len(mode) <= 3)
+        said = any(keyword.arg == "encoding" for keyword in node.keywords) or (
+            name != "open" and len(node.args) > place
+        )
+        member = name == "open" and owner == "archive"  # of a zip: bytes
+        if not (binary or said or member):
+            yield f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+def test_every_text_file_is_opened_as_utf8():
+    """Whatever the locale: a workdir moves between machines."""
+    folders = ("warm_jax", "launch", "benchmarks", "configs")
+    assert not [found for name in folders for path in (ROOT / name).rglob("*.py") for found in _texts(path)]
+
+
 def test_the_report_needs_no_plotting_library():
     """A page of a run on a machine without matplotlib, and of what other analyses left there, whatever made it."""
     for name in ("markup", "charts", "contents", "blocks", "sections", "report"):

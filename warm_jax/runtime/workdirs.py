@@ -78,12 +78,15 @@ def differing(one: ConfigDict, other: ConfigDict, keys: tuple[str, ...]) -> list
     return [(key, ours[key]) for key in under if key not in flat or flat[key] != ours[key]]
 
 
-def _read_json(path: pathlib.Path) -> object:
-    """What a JSON file says. ValueError where it is damaged, FileNotFoundError where there is none."""
+def _read_json(path: pathlib.Path) -> dict:
+    """The object in a JSON file. ValueError where it is damaged, FileNotFoundError where there is none."""
     try:
-        return json.loads(path.read_bytes().decode())
+        found = json.loads(path.read_bytes().decode())
     except RecursionError as error:  # of brackets in brackets
         raise ValueError(str(error)) from None
+    if not isinstance(found, dict):
+        raise ValueError("no JSON object")
+    return found
 
 
 def load_note(workdir: pathlib.Path, name: str) -> dict | None:
@@ -91,7 +94,7 @@ def load_note(workdir: pathlib.Path, name: str) -> dict | None:
     path = workdir / name
     try:
         note = _read_json(path)
-        if not isinstance(note, dict) or not set(NOTES[name]) <= note.keys():
+        if not set(NOTES[name]) <= note.keys():
             raise ValueError(f"no JSON object with {', '.join(NOTES[name])}")
         return note
     except FileNotFoundError:

@@ -1,0 +1,359 @@
+"""Damage on disk: whatever is read is what was written, or it is refused by an error that names the file."""
+
+import collections
+import json
+import logging
+import random
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from test_checkpoint import abstract, assert_restored, placed, restore, save, tree
+
+from warm_jax.convert import bundle, from_edm
+from warm_jax.evaluation import reference
+from warm_jax.metrics import moments
+from warm_jax.runtime import checkpoint, digests, jsonl, log, mesh, workdirs
+from warm_jax.sampling import runs, store
+from warm_jax.weights import archives
+
+
+def flipped(content, rng):
+    """With one bit changed."""
+    at = rng.randrange(8 * len(content))
+    changed = bytearray(content)
+    changed[at // 8] ^= 1 << at % 8
+    return bytes(changed)
+
+
+def mutated(content, rng):
+    """Cut off, with bytes changed, with a part twice or missing."""
+    a, b = sorted(rng.randrange(len(content) + 1) for _ in range(2))
+    changed = bytearray(content)
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        changed[rng.randrange(len(changed))] = rng.randrange(256)
+    return rng.choice((content[:a], bytes(changed), content[:b] + content[a:], content[:a] + content[b:]))
+
+
+# ── Digests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def by_hand(array):
+    """The formula with Python's integers, a word at a time; words of the elements' own bytes."""
+    array = np.asarray(array)
+    array = array.reshape(-1, array.shape[-1] if array.ndim else 1)
+    size = min(4, array.dtype.itemsize)
+
+    def h(v, i):
+        v = ((v ^ (i * 0x9E3779B1)) * 0x85EBCA6B) % 2**32
+        v = ((v ^ (v >> 15)) * 0xC2B2AE35) % 2**32
+        return v ^ (v >> 13)
+
+    rows, columns = [], collections.Counter(dict.fromkeys(range(array.shape[1] * array.dtype.itemsize // size), 0))
+    for row in array:
+        content = row.tobytes()
+        words = [int.from_bytes(content[i : i + size], "little") for i in range(0, len(content), size)]
+        rows.append(sum(words) % 2**32)
+        columns.update(dict(enumerate(words)))
+    return [
+        sum(h(row, i) for i, row in enumerate(rows)) % 2**32,
+        sum(h(columns[k] % 2**32, k % 2**32) for k in range(len(columns))) % 2**32,
+    ]
+
+
+ARRAYS = [
+    np.asarray(1.5, np.float32),
+    np.arange(5, dtype=np.int32),
+    np.random.RandomState(0).randn(3, 3, 4, 6).astype(np.float32),
+    np.random.RandomState(1).randn(70, 2).astype(jnp.bfloat16),
+    np.random.RandomState(2).randn(4, 3),
+    np.arange(24, dtype=np.uint8).reshape(4, 6),
+    np.arange(12).reshape(3, 4) % 3 == 0,
+    np.zeros((0, 4), np.float32),
+    np.zeros((1000, 300), np.float32),
+]
+
+
+@pytest.mark.parametrize("array", ARRAYS, ids=[f"{array.dtype}{list(array.shape)}" for array in ARRAYS])
+def test_a_digest_is_its_formula_on_host_and_devices(array):
+    expected = [value % 2**32 for value in by_hand(array)]
+    assert digests.of_host(array).tolist() == expected
+    if array.ndim and array.dtype.itemsize <= 4:
+        assert digests._on_devices(jnp.asarray(array)).tolist() == expected
+
+
+def test_a_digest_is_the_same_however_the_array_lies():
+    array = np.random.RandomState(0).randn(16, 24).astype(np.float32)
+    devices = mesh.make_mesh(8)
+    expected = digests.of_host(array).tolist()
+    for axes in ((None, None), (("data",), None), (None, ("data",))):
+        spec = jax.sharding.PartitionSpec(*(devices.axis_names if axis else None for axis in axes))
+        lying = jax.device_put(array, jax.sharding.NamedSharding(devices, spec))
+        assert digests._on_devices(lying).tolist() == expected == digests.of_host(np.asarray(lying)).tolist()
+
+
+def test_every_bit_counts():
+    """In an array of any shape each single flip changes both halves; what is swapped changes one at least."""
+    array = np.random.RandomState(0).randn(7, 5).astype(np.float32)
+    whole = digests.of_host(array)
+    for at in range(array.nbytes * 8):
+        content = bytearray(array.tobytes())
+        content[at // 8] ^= 1 << at % 8
+        assert (digests.of_host(np.frombuffer(content, np.float32).reshape(7, 5)) != whole).all()
+    for other in (array[::-1], array[:, ::-1], array[[1, 0, *range(2, 7)]], np.zeros_like(array)):
+        assert (digests.of_host(other) != whole).any()
+
+
+# ── Checkpoints ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sound")
+    save(folder, [5, 10], devices=1)
+    return folder
+
+
+def test_no_flip_or_cut_is_silent(tmp_path, sound):
+    """240 single bits and 60 truncations over all files of a checkpoint: seen, or without any effect."""
+    folder, rng = shutil.copytree(sound, tmp_path / "c"), random.Random(0)
+    files = sorted(path for path in (folder / "10").rglob("*") if path.is_file() and path.stat().st_size)
+    reader, shapes, found = checkpoint.Checkpoints(folder, writable=False), abstract(1), collections.Counter()
+    logging.disable(logging.CRITICAL)
+    try:
+        for number in range(300):
+            path = files[number % len(files)]
+            content = path.read_bytes()
+            path.write_bytes(flipped(content, rng) if number % 5 else content[: rng.randrange(len(content))])
+            try:
+                assert_restored((10, reader.restore(10, train=shapes, ema=shapes)), 10)
+                found["harmless"] += 1
+            except ValueError as error:
+                assert str(error).startswith(f"checkpoint 10 in {folder} cannot be read (item ")
+                found["seen"] += 1
+            path.write_bytes(content)
+    finally:
+        logging.disable(logging.NOTSET)
+    assert found["seen"] > 60 and found["harmless"] > 60  # the rest is metadata that nothing depends on
+
+
+def in_the_largest(folder):
+    """XOR 0x10 at nine places of the file with the most numbers."""
+    path = max((path for path in folder.rglob("d/*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    for place in range(1, 10):
+        content[place * len(content) // 10] ^= 0x10
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("item", ["train", "ema"])
+def test_other_numbers_are_passed_over_and_refused_by_name(tmp_path, sound, caplog, item):
+    """Whatever the storage makes of it: here another array lies in the place of the item."""
+    folder = shutil.copytree(sound, tmp_path / "c")
+    shutil.rmtree(folder / "10" / item)
+    shutil.copytree(folder / "5" / item, folder / "10" / item)
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        assert_restored(restore(folder), 5)
+    said = f"checkpoint 10 in {folder} cannot be read (item {item}: b and 2 more arrays are not what was saved)"
+    assert f"{said}; trying the one before" in caplog.text
+    with pytest.raises(ValueError, match="checkpoint 10 in .*item " + item):
+        checkpoint.Checkpoints(folder, writable=False).restore(10, train=abstract(1), ema=abstract(1))
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", "list", "other"])
+def test_damaged_digests(tmp_path, sound, damage):
+    """They are part of the checkpoint: without them nobody knows whether it is whole."""
+    folder = shutil.copytree(sound, tmp_path / "c")
+    path = folder / "10" / "digests"
+    if damage == "gone":
+        shutil.rmtree(path)
+    else:
+        (path / digests.FILE).write_text({"empty": "", "list": "[]", "other": "{}"}[damage], "utf-8")
+    assert_restored(restore(folder), 5)
+
+
+def test_a_checkpoint_without_digests_opens_with_a_note(tmp_path, sound, capsys):
+    """As versions before wrote them."""
+    folder = shutil.copytree(sound, tmp_path / "c")
+    shutil.rmtree(folder / "10" / "digests")
+    path = folder / "10" / "_CHECKPOINT_METADATA"
+    stored = json.loads(path.read_bytes())
+    stored["item_handlers"].pop("digests")
+    path.write_text(json.dumps(stored), "utf-8")
+    assert_restored(restore(folder), 10)
+    said = capsys.readouterr().out
+    assert said.count("note: checkpoint 10 in") == 1 and "no digests" in said
+
+
+def test_snapshots_have_digests_too(tmp_path):
+    shapes, folder = abstract(1), tmp_path / "posthoc"
+    snapshots = checkpoint.Checkpoints(folder, keep_last=None)
+    for step in (2, 4):
+        snapshots.save(step, None, None, (placed(tree(step), 1), placed(tree(100 + step), 1)), wait=True)
+    snapshots.close()
+    shutil.rmtree(folder / "4" / "averages")
+    shutil.copytree(folder / "2" / "averages", folder / "4" / "averages")
+    reader = checkpoint.Checkpoints(folder, writable=False)
+    np.testing.assert_array_equal(reader.restore(2, averages=(shapes, shapes))["averages"][1]["b"], tree(102)["b"])
+    with pytest.raises(ValueError, match=r"checkpoint 4 in .*item averages: 0/b and 5 more arrays are not what was"):
+        reader.restore(4, averages=(shapes, shapes))
+
+
+def test_a_converted_workdir(tmp_path):
+    """Its only checkpoint: refused, naming step and item, by all that use weights."""
+    exp = tiny.build(devices=1)
+    from_edm.save_workdir(exp, exp.model.init(jax.random.key(0)), tmp_path)
+    run = runs.Run(exp, tmp_path, -1)
+    assert runs.load_ema(run)[0] == 0
+    in_the_largest(tmp_path / "checkpoints" / "0" / "ema")
+    with pytest.raises(ValueError, match=r"none of the checkpoints \[0\] in .* can be read: checkpoint 0 .*item ema: "):
+        runs.load_ema(run)
+    with pytest.raises(ValueError, match=r"checkpoint 0 in .* cannot be read \(item ema: "):
+        runs.load_ema(runs.Run(exp, tmp_path, 0))
+
+
+# ── Archives ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_no_change_of_an_archive_is_silent(tmp_path):
+    """Statistics, measured.npz: 600 mutations, of which those of the directory pass the zip's own sums."""
+    rng = random.Random(0)
+    features = np.random.RandomState(0).randn(9, 4)
+    pixels = np.zeros((2, 3, 3, 1), np.uint8)
+    kept = reference.Reference("x", moments.moments(features), moments.Provenance("e", "h"), features, pixels, features)
+    reference.save(tmp_path / "s.npz", kept)
+    workdirs.save_measured({"power": features}, tmp_path)
+    whole, measured = reference.load(tmp_path / "s.npz"), workdirs.load_measured(tmp_path)
+    np.testing.assert_array_equal(measured["power"], features)
+    assert set(measured) == {"power"}  # the digest is no array of it
+    refused = 0
+    for name, read, same in (
+        ("s.npz", lambda: reference.load(tmp_path / "s.npz"), whole),
+        ("measured.npz", lambda: workdirs.load_measured(tmp_path), measured),
+    ):
+        content = (tmp_path / name).read_bytes()
+        for number in range(300):
+            (tmp_path / name).write_bytes(flipped(content, rng) if number % 2 else mutated(content, rng))
+            try:
+                jax.tree.map(np.testing.assert_array_equal, vars_of(read()), vars_of(same))
+            except ValueError as error:
+                assert name in str(error)
+                refused += 1
+        (tmp_path / name).write_bytes(content)
+    assert refused > 400
+
+
+def vars_of(found):
+    return found if isinstance(found, dict) else {**vars(found), "moments": vars(found.moments), "provenance": None}
+
+
+def test_an_archive_of_others_is_read_without_a_digest(tmp_path):
+    np.savez(tmp_path / "old.npz", a=np.arange(3))
+    assert archives.read_npz(tmp_path / "old.npz")["a"].tolist() == [0, 1, 2]
+
+
+def test_a_damaged_partial_is_drawn_again(tmp_path, capsys):
+    made, rng = {"seed": 1}, random.Random(0)
+    seeds = np.arange(3)
+    first = store.File(tmp_path / "a.npz", made)
+    first.add(seeds, store.Samples(np.zeros((3, 2, 2, 1), np.uint8), np.zeros(3, np.int64), 1))
+    first.pause()
+    (partial,) = tmp_path.glob("*.partial.npz")
+    assert not len(store.File(tmp_path / "a.npz", made).missing(seeds))
+    content = partial.read_bytes()
+    for _ in range(100):
+        partial.write_bytes(mutated(content, rng))
+        again = store.File(tmp_path / "a.npz", made)
+        assert len(again.missing(seeds)) in (0, 3)
+        if not len(again.missing(seeds)):
+            assert not np.any([image for image, _ in again._done.values()])
+    assert "a.npz.partial.npz is damaged" in capsys.readouterr().out
+
+
+def test_no_flip_of_an_exports_description_is_silent(tmp_path):
+    exp = tiny.build(devices=1)
+    bundle.save(tmp_path, exp, exp.model.init(jax.random.key(0)), None, {"sampler": None, "origin": {"source": "x"}})
+    path, rng, refused = tmp_path / bundle.MODEL, random.Random(0), 0
+    content, whole = path.read_bytes(), bundle.read_about(tmp_path)
+    for _ in range(200):
+        path.write_bytes(flipped(content, rng))
+        try:
+            found = bundle.read_about(tmp_path)
+            assert {key: found.get(key) for key in whole if key != "sha256"} == {
+                key: value for key, value in whole.items() if key != "sha256"
+            }
+        except ValueError as error:
+            assert "model.json" in str(error)
+            refused += 1
+    assert refused > 100
+
+
+# ── Text ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"a": 1}\n', b'{"a": 1}\n{"fd', b'{"fd', b"\xff\n", b'{"a": 1}'])
+def test_rows_are_appended_on_lines_of_their_own(tmp_path, torn, capsys):
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(torn)
+    jsonl.append(path, {"b": "é"})
+    jsonl.append(path, {"c": 3})
+    rows = jsonl.read(path)
+    assert rows == ([{"a": 1}] if torn.startswith(b'{"a"') else []) + [{"b": "é"}, {"c": 3}]
+    said = capsys.readouterr().err
+    damaged = {b'{"a": 1}\n{"fd': 2, b'{"fd': 1, b"\xff\n": 1}.get(torn)
+    assert (f"{path}, line {damaged} is no row" in said) if damaged else not said
+    assert jsonl.read(path, ("c",)) == [{"c": 3}] and jsonl.read(tmp_path / "none.jsonl") == []
+
+
+def test_metrics_with_foreign_bytes_go_on(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n\xee\xff\n[1]\n{"step": "x"}\n{"step": 5}\n{"st')
+    metrics = log.Log(tmp_path, 3)
+    metrics.write(4, {"loss": float("nan")})
+    metrics.close()
+    lines = path.read_bytes().splitlines()
+    assert lines == [b'{"step": 1}', b"\xee\xff", b"[1]", b'{"step": "x"}', b'{"step": 4, "loss": null}']
+    assert f"{path}: no numbers of a step in line 2, 3, 4, 6" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"\xff", b'{"seed": ', b"[" * 100_000, b"[]", b'{"a": "\xee"}'])
+def test_damaged_notes_name_themselves(tmp_path, content):
+    config = tiny.config()
+    (tmp_path / "config.json").write_bytes(content)
+    (tmp_path / "data.json").write_bytes(content)
+    for read in (lambda: workdirs.check_same(config, tmp_path, ("seed",)), lambda: workdirs.load_config(tmp_path)):
+        with pytest.raises(ValueError, match=r"config\.json is not a config"):
+            read()
+    with pytest.raises(ValueError, match=r"data\.json is damaged .*; restore it, or remove it"):
+        workdirs.seen_data(tmp_path)
+
+
+def test_a_full_disk_names_the_file_and_what_to_do(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(archives.os, "fsync", full)
+    with pytest.raises(
+        OSError, match=r"a\.npz cannot be written: the disk is full \([\d,.]+ MiB are free there\); make"
+    ):
+        archives.write_npz(tmp_path / "a.npz", a=np.zeros(2))
+    assert not list(tmp_path.iterdir())
+
+
+# ── What is there already ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_samples_of_other_settings_stay_until_the_new_can_be_drawn(tmp_path):
+    seeds, old = np.arange(2), store.Folder(tmp_path, {"steps": 1})
+    old.begin()
+    old.add(seeds, store.Samples(np.zeros((2, 2, 2, 1), np.uint8), seeds, 1))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    new = store.Folder(tmp_path, {"steps": 2})
+    assert len(new.missing(seeds)) == 2  # all are drawn anew
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    new.begin()
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.json"] and len(new.missing(seeds)) == 2
+    assert json.loads((tmp_path / "samples.json").read_bytes()) == {"steps": 2}
