@@ -157,7 +157,7 @@ def test_other_numbers_are_passed_over_and_refused_by_name(tmp_path, sound, capl
     shutil.copytree(folder / "5" / item, folder / "10" / item)
     with caplog.at_level(logging.WARNING, logger="absl"):
         assert_restored(restore(folder), 5)
-    said = f"checkpoint 10 in {folder} cannot be read (item {item}: b and 2 more arrays are not what was saved)"
+    said = f"checkpoint 10 in {folder} cannot be read (item {item}: b and 2 more are not what was saved)"
     assert f"{said}; trying the one before" in caplog.text
     with pytest.raises(ValueError, match="checkpoint 10 in .*item " + item):
         checkpoint.Checkpoints(folder, writable=False).restore(10, train=abstract(1), ema=abstract(1))
@@ -198,7 +198,7 @@ def test_snapshots_have_digests_too(tmp_path):
     shutil.copytree(folder / "2" / "averages", folder / "4" / "averages")
     reader = checkpoint.Checkpoints(folder, writable=False)
     np.testing.assert_array_equal(reader.restore(2, averages=(shapes, shapes))["averages"][1]["b"], tree(102)["b"])
-    with pytest.raises(ValueError, match=r"checkpoint 4 in .*item averages: 0/b and 5 more arrays are not what was"):
+    with pytest.raises(ValueError, match=r"checkpoint 4 in .*item averages: 0/b and 5 more are not what was"):
         reader.restore(4, averages=(shapes, shapes))
 
 

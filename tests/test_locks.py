@@ -1,5 +1,6 @@
 """One writer at a time: who is refused, who takes over, and what is swept."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -202,3 +203,61 @@ def test_where_no_lock_can_be_made(tmp_path):
     with pytest.raises(OSError, match="file") as error:
         take(locks.folder(tmp_path / "file"))
     assert not isinstance(error.value, locks.HeldError)
+
+
+EACH_MODE = """
+import pathlib, sys
+from absl import flags as absl_flags
+from warm_jax.cli import modes
+from warm_jax.runtime import locks
+
+for line in sys.stdin.read().splitlines():
+    absl_flags.FLAGS.unparse_flags()
+    absl_flags.FLAGS(["x", "--out=", "--from_edm=", "--images=", *line.split()])
+    mode, workdir = absl_flags.FLAGS.mode, pathlib.Path(absl_flags.FLAGS.workdir)
+    try:
+        modes.prepare(mode, None, workdir)
+        print(mode, "runs")
+    except locks.HeldError as error:
+        print(mode, error)
+    except Exception as error:
+        print(mode, "has other troubles", type(error).__name__)
+"""
+OUTPUTS = {
+    "train": "checkpoints",
+    "sample": "samples",
+    "sample --out={0}/a.npz": "a.npz",
+    "restore": "restored",
+    "evaluate": "evaluations",
+    "analyze": "figures",
+    "compare": "compare.jsonl",
+    "export --out={0}/e": "e",
+    "inspect --images=bundled": "inspect",
+    "stats --out={0}/s.npz": "s.npz",
+    "prepare --images=bundled --out={0}/p.zip": "p.zip",
+    "convert --from_edm={0}/x.pkl": "checkpoints",
+}
+
+
+def test_every_mode_is_refused_where_another_writes(tmp_path):
+    """And before it looks at anything: there is no config, no checkpoint and no image."""
+    lines = "\n".join(f"--mode={mode} --workdir={tmp_path}".replace("{0}", str(tmp_path)) for mode in OUTPUTS)
+    folders = ("samples", "restored", "e", "inspect")
+
+    def ask():
+        done = subprocess.run(
+            [sys.executable, "-c", EACH_MODE], cwd=ROOT, input=lines, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    with contextlib.ExitStack() as held:
+        for name in set(OUTPUTS.values()):
+            output = locks.folder(tmp_path / name) if name in folders else locks.file(tmp_path / name)
+            held.enter_context(locks.writing(output, "compare"))
+        answers = ask()
+    me = f"is being written by --mode=compare on host {os.uname().nodename} (process {os.getpid()}) since "
+    for (mode, name), answer in zip(OUTPUTS.items(), answers, strict=True):
+        assert answer.startswith(f"{mode.split()[0]} {tmp_path / name} {me}"), answer
+    assert not any("is being written" in answer for answer in ask())  # each has other troubles now
+    assert not list(tmp_path.rglob("*.lock")) and not (tmp_path / "e").exists()

@@ -15,6 +15,7 @@ passes with a probability of about 2⁻⁶⁴. All sums are of integers, so the 
 number of devices and processes, and any backend; the sums over all words are one pass at the speed of memory.
 """
 
+import concurrent.futures
 import json
 import pathlib
 from types import ModuleType
@@ -63,22 +64,28 @@ def of_host(array: np.ndarray) -> UInt32[np.ndarray, "2"]:
     return np.stack([_mixed(np, rows), _mixed(np, columns)])
 
 
-def _digest(leaf: Array | np.ndarray) -> UInt32[Array | np.ndarray, "2"]:
+def _by_host(leaf: Array | np.ndarray) -> bool:
+    """Whether the host sums a leaf: what lies in its memory, what is small, and what devices have no words for."""
     if not isinstance(leaf, jax.Array):
-        return of_host(np.asarray(leaf))
-    on_cpu = all(device.platform == "cpu" for device in leaf.devices())
-    here = leaf.is_fully_addressable or leaf.is_fully_replicated
-    if here and (on_cpu or leaf.size <= _SMALL or leaf.dtype.itemsize > 4):
-        return of_host(np.asarray(leaf if leaf.is_fully_addressable else leaf.addressable_data(0)))
-    return _on_devices(leaf)
+        return True
+    near = all(device.platform == "cpu" for device in leaf.devices()) or leaf.size <= _SMALL or leaf.dtype.itemsize > 4
+    return near and (leaf.is_fully_addressable or leaf.is_fully_replicated)
+
+
+def _fetched(leaf: Array | np.ndarray) -> UInt32[np.ndarray, "2"]:
+    replica = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+    return of_host(np.asarray(leaf.addressable_data(0) if replica else leaf))
 
 
 def of_tree(tree: PyTree[Array | np.ndarray]) -> dict[str, str]:
     """Path → digest of every array, 16 hexadecimal digits. Of a pod all processes must call it with the same arrays."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    found = jax.device_get([_digest(leaf) for _, leaf in leaves])  # all are on their way before the first is waited for
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # all are on their way before the first is waited for
+        summing = [pool.submit(_fetched, leaf) if _by_host(leaf) else _on_devices(leaf) for _, leaf in leaves]
+        found = [part.result() if isinstance(part, concurrent.futures.Future) else part for part in summing]
     names = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
-    return {name: f"{int(one):08x}{int(other):08x}" for name, (one, other) in zip(names, found, strict=True)}
+    pairs = zip(names, jax.device_get(found), strict=True)
+    return {name: f"{int(one):08x}{int(other):08x}" for name, (one, other) in pairs}
 
 
 def differing(found: dict[str, str], expected: dict[str, str]) -> str:
@@ -86,8 +93,8 @@ def differing(found: dict[str, str], expected: dict[str, str]) -> str:
     wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     if not wrong:
         return ""
-    more = f" and {len(wrong) - 1} more arrays are" if len(wrong) > 1 else " is"
-    return f"{wrong[0]}{more} not what was saved"
+    said = f"{wrong[0]} and {len(wrong) - 1} more are" if len(wrong) > 1 else f"{wrong[0]} is"
+    return f"{said} not what was saved"
 
 
 def read(folder: pathlib.Path) -> dict[str, dict[str, str]]:

@@ -174,7 +174,10 @@ def _restore(run: Run, **abstract: PyTree[jax.ShapeDtypeStruct]) -> tuple[int, d
     """Step and items of the run's checkpoint; of the latest one that is whole, the same in all processes."""
     checkpoints = checkpoint.Checkpoints(run.workdir / "checkpoints", writable=False)
     if run.step >= 0:
-        return run.step, checkpoints.restore(run.step, **abstract)
+        try:
+            return run.step, checkpoints.restore(run.step, **abstract)
+        except ValueError as error:
+            raise ValueError(f"{error}; name another step, or none for the last that is whole") from error
     newest = []
 
     def look() -> str:
