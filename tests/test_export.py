@@ -297,6 +297,17 @@ def test_a_program_for_other_machines_is_refused(stand_in, tmp_path):
     assert bundle.load_program(stand_in[0]).platforms == ("cpu", "cuda", "tpu")
 
 
+@pytest.mark.parametrize("name", ["README.md", "sample.py", "weights.safetensors"])
+def test_files_of_others_are_not_replaced(stand_in, tmp_path, name):
+    (tmp_path / name).write_text("mine", "utf-8")
+    with pytest.raises(ValueError, match=rf"{name} is there and was not made by --mode=export; name another --out"):
+        export._check_free(tmp_path)
+    folder = shutil.copytree(stand_in[0], tmp_path / "e")
+    export._check_free(folder)  # one of ours is made anew
+    (folder / "model.json").unlink()
+    export._check_free(folder)  # as is one that was cut off before its last two files
+
+
 def test_what_cannot_be_exported(tmp_path):
     config = tiny.config()
     with pytest.raises(ValueError, match=r"--platforms=cpu,metal: choose some of cpu, cuda, rocm, tpu"):

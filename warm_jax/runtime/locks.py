@@ -224,7 +224,7 @@ def writing(output: Output, mode: str) -> Iterator[None]:
     def release() -> None:
         ended.set()
         with contextlib.suppress(OSError):
-            if _content(path).get("token") == me["token"]:
+            if os.getpid() == me["process"] and _content(path).get("token") == me["token"]:  # not in a forked worker
                 path.unlink()
             for folder in made:
                 folder.rmdir()
