@@ -106,13 +106,13 @@ def sound(tmp_path_factory):
 
 
 def test_no_flip_or_cut_is_silent(tmp_path, sound):
-    """240 single bits and 60 truncations over all files of a checkpoint: seen, or without any effect."""
+    """200 single bits and 50 truncations over all files of a checkpoint: seen, or without any effect."""
     folder, rng = shutil.copytree(sound, tmp_path / "c"), random.Random(0)
     files = sorted(path for path in (folder / "10").rglob("*") if path.is_file() and path.stat().st_size)
     reader, shapes, found = checkpoint.Checkpoints(folder, writable=False), abstract(1), collections.Counter()
     logging.disable(logging.CRITICAL)
     try:
-        for number in range(300):
+        for number in range(250):
             path = files[number % len(files)]
             content = path.read_bytes()
             path.write_bytes(flipped(content, rng) if number % 5 else content[: rng.randrange(len(content))])
@@ -125,7 +125,7 @@ def test_no_flip_or_cut_is_silent(tmp_path, sound):
             path.write_bytes(content)
     finally:
         logging.disable(logging.NOTSET)
-    assert found["seen"] > 60 and found["harmless"] > 60  # the rest is metadata that nothing depends on
+    assert found["seen"] > 50 and found["harmless"] > 50  # the rest is metadata that nothing depends on
 
 
 def in_the_largest(folder):

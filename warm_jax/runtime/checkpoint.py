@@ -127,39 +127,40 @@ class Checkpoints:
         ValueError, naming step and item, where one cannot be read or is not what was saved. Processes that save
         together restore together: what one of them cannot read is an error in all.
         """
-        expected, restored, reason = None, {}, ""
-        try:
-            expected = self._digests(step)
-            for name, tree in abstract.items():
-                reason = f"item {name}: "
+        expected, restored, wrong = self._digests(step), {}, []
+        for name, tree in abstract.items():  # all, also after an error: other processes wait for this one
+            try:
                 arguments = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree)})
                 restored[name] = self._manager.restore(step, args=arguments)[name]
-            reason = ""
-        except Exception as error:  # whatever a damaged file makes of Orbax's readers
-            reason += (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        reason = self._said("read", reason)
-        if not reason and expected is None:
-            log.say(f"note: checkpoint {step} in {self.folder} has no digests (an older version's): damage is not seen")
-        elif not reason:
-            wrong = {name: digests.differing(digests.of_tree(restored[name]), expected[name]) for name in abstract}
-            reason = self._said("verified", "; ".join(f"item {name}: {why}" for name, why in wrong.items() if why))
+            except Exception as error:  # whatever a damaged file makes of Orbax's readers
+                wrong.append(f"item {name}: {(str(error).strip() or type(error).__name__).splitlines()[0][:200]}")
+        reason = self._said("read", wrong)
+        if not reason:
+            pairs = {name: digests.of_tree(tree) for name, tree in restored.items()} if expected is not None else {}
+            differing = {name: digests.differing(found, expected.get(name, {})) for name, found in pairs.items()}
+            reason = self._said("verified", [f"item {name}: {why}" for name, why in differing.items() if why])
         if reason:
             raise ValueError(f"checkpoint {step} in {self.folder} cannot be read ({reason})")
+        if expected is None:
+            log.say(f"note: checkpoint {step} in {self.folder} has no digests (an older version's): damage is not seen")
         return restored
 
     def _digests(self, step: int) -> dict[str, dict[str, str]] | None:
-        """Item → path → digest, as they were saved; None in a checkpoint of a version that wrote none."""
-        path = self.folder / str(step)
-        if not (path / DIGESTS).exists() and f'"{DIGESTS}"' not in (path / _METADATA).read_text("utf-8", "replace"):
-            return None
-        try:
-            stored = digests.read(path / DIGESTS)
-        except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(f"item {DIGESTS}: {error}") from error
-        return {name: stored.get(name, {}) for name in ITEMS}
+        """Item → path → digest, as they were saved; None in a checkpoint of a version that wrote none.
 
-    def _said(self, what: str, reason: str) -> str:
-        """The reasons of all processes that restore together, in all of them."""
+        Empty where they are damaged: then nothing is what was saved.
+        """
+        path = self.folder / str(step)
+        try:
+            if not (path / DIGESTS).exists() and f'"{DIGESTS}"' not in (path / _METADATA).read_text("utf-8", "replace"):
+                return None
+            return digests.read(path / DIGESTS)
+        except (OSError, ValueError, RecursionError):
+            return {}
+
+    def _said(self, what: str, wrong: list[str]) -> str:
+        """What is wrong in any process that restores with this one, in all of them."""
+        reason = "; ".join(wrong)
         return "; ".join(filter(None, pod.gather(what, reason))) if self._together else reason
 
     def restore_latest(self, **abstract: PyTree[jax.ShapeDtypeStruct]) -> tuple[int, dict[str, PyTree]] | None:
