@@ -15,6 +15,7 @@ the caller traces, follows the caller's.
 
 import contextlib
 import dataclasses
+import json
 import pathlib
 from collections.abc import Iterable
 from typing import Any
