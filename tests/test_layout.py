@@ -200,7 +200,8 @@ def _texts(path):
         if name not in ("open", "read_text", "write_text") or owner in ("Image", "lmdb", "tarfile", "zipfile", "os"):
             continue
         place = {"read_text": 0, "write_text": 1, "open": 1 if isinstance(node.func, ast.Name) else 0}[name]
-        modes = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+        inside = [part for arg in node.args for part in ast.walk(arg)]  # of a mode that is chosen too
+        modes = [part.value for part in inside if isinstance(part, ast.Constant) and isinstance(part.value, str)]
         binary = name == "open" and any("b" in mode for mode in modes[:2] if len(mode) <= 3)
         said = any(keyword.arg == "encoding" for keyword in node.keywords) or (
             name != "open" and len(node.args) > place
