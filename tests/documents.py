@@ -1,0 +1,322 @@
+"""What stands in the documents, links, commands and snippets of Python, and what is wrong with each of them.
+
+Commands stand in ```bash blocks, in indented lines and in `code`; nothing is run or compiled. A word in CAPITALS
+stands for a path of the reader's. Two comments may stand on the line before a block:
+
+    <!-- not run here: REASON -->     commands that need what is not here; they are checked all the same
+    <!-- needs: NAME, NAME (…) -->    Python that stands on these names, and so is checked but not run
+"""
+
+import ast
+import contextlib
+import functools
+import importlib
+import io
+import json
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import NamedTuple
+from unittest import mock
+
+import setuptools.config.setupcfg
+from absl import app
+from absl import flags as absl_flags
+from absl.testing import flagsaver
+
+from configs import smoke
+from warm_jax.accelerators import topology
+from warm_jax.analysis import analyze
+from warm_jax.cli import flags
+from warm_jax.data import sources
+from warm_jax.experiments import experiment
+from warm_jax.runtime import workdirs
+from warm_jax.sampling import generate
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "launch" / "README.md"]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+PYTHONS = ("python", "python3", ".venv/bin/python")
+# Programs of other people that may stand in a command; anything else is taken for a misspelling.
+OTHERS = {
+    "apt-get", "cd", "curl", "docker", "export", "gcloud", "gcsfuse", "git", "jupyter", "kubectl", "mkdocs",
+    "pre-commit", "pytest", "ruff", "scp", "source", "ssh-add", "sudo", "tar", "tee", "tensorboard",
+    "unzip", "uv",
+}  # fmt: skip
+
+
+# ── Blocks ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Block(NamedTuple):
+    """A fenced block of code; `note` is the comment on the line before it."""
+
+    line: int
+    language: str
+    note: str
+    text: str
+
+
+def blocks(text: str) -> list[Block]:
+    """All fenced blocks of a page."""
+    pattern = re.compile(r"(?:^<!-- ([^\n]*?) -->\n)?^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+    return [Block(text[: m.start(3)].count("\n") + 1, m[2], m[1] or "", m[3]) for m in pattern.finditer(text)]
+
+
+def _prose(text: str) -> str:
+    """The page without its blocks; lines keep their numbers."""
+    return re.sub(r"^```.*?^```", lambda m: "\n" * m[0].count("\n"), text, flags=re.DOTALL | re.MULTILINE)
+
+
+def bash_lines(text: str) -> Iterator[str]:
+    """The lines of the ```bash blocks, continued ones as one."""
+    for block in blocks(text):
+        if block.language == "bash":
+            yield from block.text.replace("\\\n", " ").splitlines()
+
+
+# ── Links ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def anchors(text: str) -> set[str]:
+    """What a page's headings are called in links, on GitHub and, with the slugs that mkdocs.yml names, on the site."""
+    headings = re.findall(r"^#{1,6} +(.+?) *$", _prose(text), re.MULTILINE)
+    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
+    slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in plain}
+    return slugs | set(re.findall(r"<a (?:id|name)=\"([^\"]+)\"", text))
+
+
+def links(text: str) -> list[str]:
+    """The targets of links and pictures, Markdown's and HTML's."""
+    text = re.sub(r"`[^`]*`", "``", _prose(text))
+    found = re.findall(r"\]\(([^()\s]+)(?:\s+\"[^\"]*\")?\)", text)
+    return found + re.findall(r"(?:src|href)=\"([^\"]+)\"", text) + re.findall(r"^\[[^\]]+\]: *(\S+)", text, re.M)
+
+
+def dead_links(page: pathlib.Path, text: str) -> list[str]:
+    """Links of `page` to files that are not there, or to headings that their page has not."""
+    dead = []
+    for target in links(text):
+        if re.match(r"[a-z]+:", target):  # of the web, which is not asked
+            continue
+        path, _, anchor = target.partition("#")
+        other = (page.parent / path).resolve() if path else page
+        if other != page and not (other.exists() and other.is_relative_to(ROOT)):
+            dead.append(f"{target}: there is no such file")
+        elif anchor and anchor not in anchors(text if other == page else other.read_text()):
+            dead.append(f"{target}: {other.name} has no such heading")
+    return dead
+
+
+# ── Commands ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def commands(text: str) -> list[list[str]]:
+    """Every command of a page, as words; those that && or a pipe joins are apart."""
+    prose = _prose(text)
+    lines = [*bash_lines(text)]
+    lines += [line.strip() for line in prose.splitlines() if re.match(r" {4,}python -m warm_jax", line)]
+    lines += [" ".join(code.split()) for code in re.findall(r"(?<!`)`(python -m warm_jax[^`]*)`(?!`)", prose)]
+    return [words for line in lines for words in _split(line)]
+
+
+def _split(line: str) -> Iterator[list[str]]:
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    words, into_file = [], False
+    for word in lexer:
+        if set(word) <= set("&|;"):
+            yield from [words] if words else []
+            words = []
+        elif set(word) <= set("<>"):
+            into_file = True
+        elif into_file:
+            into_file = False
+        else:
+            words.append(word)
+    if words:
+        yield words
+
+
+def command_faults(words: list[str]) -> list[str]:
+    """What is wrong with a command."""
+    while words and re.match(r"\w+=", words[0]):  # variables of its environment
+        words = words[1:]
+    if not words:
+        return []
+    program, *rest = words
+    if program == "bash":
+        program, *rest = rest
+    if program == "sbatch":
+        program, *rest = rest[next((i for i, word in enumerate(rest) if word.startswith("launch/")), 0) :]
+    if program in PYTHONS and rest[:1] == ["-m"]:
+        program, *rest = rest[1:]
+        if program in ("venv", "pytest", "mkdocs"):
+            return []
+    elif program in PYTHONS and rest:
+        program, *rest = rest
+    if program in ("warm_jax", "warm_jax.main"):
+        return flag_faults(rest)
+    if program.removeprefix(".venv/bin/") == "pip":
+        return _pip_faults(rest)
+    if program.startswith(("benchmarks/", "launch/", "docs/")):
+        return _script_faults(program, rest)
+    known = program.removeprefix(".venv/bin/") in OTHERS
+    return [] if known else [f"{program}: no program that documents may name without adding it to tests/documents.py"]
+
+
+def _pip_faults(words: list[str]) -> list[str]:
+    extras = setuptools.config.setupcfg.read_configuration(ROOT / "setup.cfg")["options"]["extras_require"]
+    asked = [
+        name for word in words for group in re.findall(r"^(?:\.|warm_jax)\[(.*)\]$", word) for name in group.split(",")
+    ]
+    return [f"setup.cfg has no extra {name!r}; there are {', '.join(extras)}" for name in asked if name not in extras]
+
+
+def _script_faults(program: str, words: list[str]) -> list[str]:
+    path = ROOT / program
+    if not path.is_file():
+        return [f"{program}: there is no such file"]
+    at = words.index("--") if "--" in words else len(words)
+    own, passed_on = words[:at], words[at + 1 :]
+    source = path.read_text()
+    unknown = [word for word in own if word.startswith("--") and word.partition("=")[0] not in source]
+    faults = [f"{program} has no flag {word}" for word in unknown]
+    if program.startswith("launch/"):
+        passed_on = [*(word for word in own if word.startswith("--config=")), *passed_on]
+    return faults + (flag_faults(passed_on) if passed_on else [])
+
+
+def _placeholder(value: str) -> bool:
+    """Whether letters of `value` are CAPITALS, but for an ending."""
+    return bool(re.fullmatch(r"[A-Z][A-Z_]*", value.partition(".")[0]))
+
+
+def flag_faults(arguments: list[str]) -> list[str]:
+    """What the command line of warm_jax says of these flags, before it would look for images or compile anything."""
+    arguments = [word for word in arguments if word not in ("…", "...")]
+    names = {word.partition("=")[0] for word in arguments}
+    with tempfile.TemporaryDirectory() as folder:
+        made = []
+        for word in arguments:
+            name, _, value = word.partition("=")
+            if name == "--config" and _placeholder(value):
+                word = "--config=configs/smoke.py"
+            if name == "--workdir" and "--config" not in names:  # a run's own config
+                _some_run(value, pathlib.Path(folder))
+                word = f"--workdir={folder}"
+            made.append(word)
+        return _parsed(made)
+
+
+def _some_run(name: str, folder: pathlib.Path) -> None:
+    """A config.json as `runs/cifar10_hot` would have it."""
+    config, stem = smoke.get_config(), pathlib.Path(name).name
+    for path in sorted((ROOT / "configs").glob("*.py"), key=lambda path: -len(path.stem)):
+        if stem == path.stem or stem.startswith(f"{path.stem}_"):
+            module = importlib.import_module(f"configs.{path.stem}")
+            config = module.get_config(*filter(None, [stem[len(path.stem) + 1 :]]))
+            break
+    workdirs.save_config(config, folder)
+
+
+def _parsed(arguments: list[str]) -> list[str]:
+    """In this process, whose flags are put back. ml_collections reads overrides from sys.argv."""
+    argv, said = ["warm_jax", *arguments], io.StringIO()
+    if "help" not in absl_flags.FLAGS:
+        app.define_help_flags()
+    with (
+        flagsaver.flagsaver(),
+        mock.patch.object(sys, "argv", argv),
+        contextlib.chdir(ROOT),
+        contextlib.redirect_stderr(said),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        try:
+            flags.parse(argv)
+            _check_values()
+        except SystemExit as end:
+            return [said.getvalue().strip()] if end.code and not {"--help", "--version"} & {*arguments} else []
+        except ValueError as error:
+            return [str(error)]
+    return []
+
+
+def _check_values() -> None:
+    """Raises ValueError for values that a mode would refuse before it does anything."""
+    given = {
+        name: absl_flags.FLAGS[name].value for name in ("mode", "config", "seeds", "analysis", "topology", "images")
+    }
+    mode, config, images = given["mode"], given["config"], given["images"]
+    flags.check_flags(mode)
+    flags.emas()
+    if config is not None:
+        _build(config.to_json_best_effort(), config)
+    if mode == "sample":
+        generate.parse_seeds(given["seeds"])
+    if mode == "analyze" and given["analysis"] not in analyze.NAMES:
+        raise ValueError(f"--analysis={given['analysis']}: choose one of {', '.join(analyze.NAMES)}")
+    if mode == "preflight":
+        topology.parse(given["topology"])
+    if mode in ("prepare", "inspect", "stats", "evaluate") and images and not _placeholder(images):
+        with contextlib.suppress(OSError):  # it is not here
+            sources.open_items(images)
+
+
+_BUILT: set[str] = set()
+
+
+def _build(text: str, config) -> None:
+    """The values of a config, each config once."""
+    if text not in _BUILT:
+        experiment.build(config)
+        _BUILT.add(text)
+
+
+# ── Snippets ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def needed(block: Block) -> list[str] | None:
+    """The names that a snippet stands on; None where it stands on nothing, and can be run."""
+    if not block.note.startswith("needs:"):
+        return None
+    return [name.strip() for name in block.note.removeprefix("needs:").partition("(")[0].split(",") if name.strip()]
+
+
+def snippet_faults(block: Block) -> list[str]:
+    """Mistakes of syntax, names that are not defined or not used, modules and their names that are not there."""
+    try:
+        tree = ast.parse(block.text)
+    except SyntaxError as error:
+        return [f"line {block.line}: {error}"]
+    faults = [f"{name}: not a name" for name in needed(block) or [] if not name.isidentifier()]
+    return faults or _undefined(block.text, tuple(needed(block) or [])) + _not_there(tree)
+
+
+@functools.cache
+def _undefined(code: str, names: tuple[str, ...]) -> list[str]:
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", "--quiet", "--select=F401,F821"]
+    command += [f"--config=builtins={json.dumps(names)}", "--output-format=json", "-"]
+    done = subprocess.run(command, input=code, capture_output=True, text=True, check=False)
+    return [found["message"] for found in json.loads(done.stdout)]
+
+
+def _not_there(tree: ast.Module) -> list[str]:
+    """Imports that fail, and attributes that an imported module has not."""
+    names, faults = {}, []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            try:
+                exec(compile(ast.Module([node], []), "snippet", "exec"), names)
+            except ImportError as error:
+                faults.append(str(error))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = names.get(node.value.id)
+            if isinstance(module, type(ast)) and not hasattr(module, node.attr):
+                faults.append(f"{module.__name__} has no {node.attr}")
+    return faults
