@@ -120,7 +120,7 @@ def commands(text: str) -> list[list[str]]:
     prose = _prose(text)
     lines = [*bash_lines(text)]
     lines += [line.strip() for line in prose.splitlines() if re.match(r" {4,}python -m warm_jax", line)]
-    lines += [" ".join(code.split()) for code in re.findall(r"(?<!`)`(python -m warm_jax[^`]*)`(?!`)", prose)]
+    lines += [" ".join(code.split()) for code in re.findall(r"(?<!`)`(python -m warm_jax[^`]* -[^`]*)`(?!`)", prose)]
     return [words for line in lines for words in _split(line)]
 
 

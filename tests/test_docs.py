@@ -109,6 +109,31 @@ def build(folder, out):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+def test_the_changelog_names_modules_that_are_there():
+    rows = re.findall(r"^\| (`.*`) \| `(warm_jax\.[\w.]+)` \|$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    rooms = [(room, re.findall(r"`(?:\w+\.)?(\w+)`", names)) for names, room in rows if "`warm_jax." not in names]
+    renamed = [new for old, new in rows if old.startswith("`warm_jax.")]
+    assert len(rooms) == 12 and len(renamed) == 20
+    for module in renamed + [f"{room}.{name}" for room, names in rooms for name in names]:
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file(), module
+
+
+def test_the_version_is_the_same_everywhere():
+    version = re.search(r"^version = (.*)$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)[1]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == version and f"## [{version}] - " in (ROOT / "CHANGELOG.md").read_text()
+    # What the format 1.2.0 requires of a file, of a reference, and of an author.
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert {"type", "title", "authors"} <= citation["preferred-citation"].keys()
+    assert citation["preferred-citation"]["title"] in README.read_text()
+
+
+def test_the_hooks_before_a_commit_are_what_ci_runs():
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    script = (ROOT / ".ci" / "run").read_text()
+    assert [hook["entry"] for hook in local["hooks"]] == re.findall(r"^\.venv/bin/(ruff .*)$", script, re.MULTILINE)
+
+
 # ── The checks find what is wrong ────────────────────────────────────────────────────────────────────────────────────
 
 PAGE = """# A page
