@@ -1,4 +1,4 @@
-"""What stands in the documents, links, commands and snippets of Python, and what is wrong with each of them.
+"""The commands and the snippets of Python in the documents, and what is wrong with each of them.
 
 Commands stand in ```bash blocks, in indented lines and in `code`; nothing is run or compiled. A word in CAPITALS
 stands for a path of the reader's. Two comments may stand on the line before a block:
@@ -13,6 +13,7 @@ import functools
 import importlib
 import io
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -20,13 +21,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from typing import NamedTuple
 from unittest import mock
 
+import pages
 import setuptools.config.setupcfg
 from absl import app
 from absl import flags as absl_flags
 from absl.testing import flagsaver
+from pages import ROOT, Block
 
 from configs import smoke
 from warm_jax.accelerators import topology
@@ -37,10 +39,7 @@ from warm_jax.experiments import experiment
 from warm_jax.runtime import workdirs
 from warm_jax.sampling import generate
 
-ROOT = pathlib.Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "launch" / "README.md"]
-PAGES += sorted((ROOT / "docs").glob("*.md"))
-PYTHONS = ("python", "python3", ".venv/bin/python")
+PYTHON = re.compile(r"(?:\.venv(?:-[\d.]+)?/bin/)?python3?")
 # Programs of other people that may stand in a command; anything else is taken for a misspelling.
 OTHERS = {
     "apt-get", "cd", "curl", "docker", "export", "gcloud", "gcsfuse", "git", "jupyter", "kubectl", "mkdocs",
@@ -49,78 +48,15 @@ OTHERS = {
 }  # fmt: skip
 
 
-# ── Blocks ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class Block(NamedTuple):
-    """A fenced block of code; `note` is the comment on the line before it."""
-
-    line: int
-    language: str
-    note: str
-    text: str
-
-
-def blocks(text: str) -> list[Block]:
-    """All fenced blocks of a page."""
-    pattern = re.compile(r"(?:^<!-- ([^\n]*?) -->\n)?^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-    return [Block(text[: m.start(3)].count("\n") + 1, m[2], m[1] or "", m[3]) for m in pattern.finditer(text)]
-
-
-def _prose(text: str) -> str:
-    """The page without its blocks; lines keep their numbers."""
-    return re.sub(r"^```.*?^```", lambda m: "\n" * m[0].count("\n"), text, flags=re.DOTALL | re.MULTILINE)
-
-
-def bash_lines(text: str) -> Iterator[str]:
-    """The lines of the ```bash blocks, continued ones as one."""
-    for block in blocks(text):
-        if block.language == "bash":
-            yield from block.text.replace("\\\n", " ").splitlines()
-
-
-# ── Links ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def anchors(text: str) -> set[str]:
-    """What a page's headings are called in links, on GitHub and, with the slugs that mkdocs.yml names, on the site."""
-    headings = re.findall(r"^#{1,6} +(.+?) *$", _prose(text), re.MULTILINE)
-    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
-    slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in plain}
-    return slugs | set(re.findall(r"<a (?:id|name)=\"([^\"]+)\"", text))
-
-
-def links(text: str) -> list[str]:
-    """The targets of links and pictures, Markdown's and HTML's."""
-    text = re.sub(r"`[^`]*`", "``", _prose(text))
-    found = re.findall(r"\]\(([^()\s]+)(?:\s+\"[^\"]*\")?\)", text)
-    return found + re.findall(r"(?:src|href)=\"([^\"]+)\"", text) + re.findall(r"^\[[^\]]+\]: *(\S+)", text, re.M)
-
-
-def dead_links(page: pathlib.Path, text: str) -> list[str]:
-    """Links of `page` to files that are not there, or to headings that their page has not."""
-    dead = []
-    for target in links(text):
-        if re.match(r"[a-z]+:", target):  # of the web, which is not asked
-            continue
-        path, _, anchor = target.partition("#")
-        other = (page.parent / path).resolve() if path else page
-        if other != page and not (other.exists() and other.is_relative_to(ROOT)):
-            dead.append(f"{target}: there is no such file")
-        elif anchor and anchor not in anchors(text if other == page else other.read_text()):
-            dead.append(f"{target}: {other.name} has no such heading")
-    return dead
-
-
 # ── Commands ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def commands(text: str) -> list[list[str]]:
     """Every command of a page, as words; those that && or a pipe joins are apart."""
-    prose = _prose(text)
-    lines = [*bash_lines(text)]
+    prose = pages.prose(text)
+    lines = [*pages.bash_lines(text)]
     lines += [line.strip() for line in prose.splitlines() if re.match(r" {4,}python -m warm_jax", line)]
-    lines += [" ".join(code.split()) for code in re.findall(r"(?<!`)`(python -m warm_jax[^`]* -[^`]*)`(?!`)", prose)]
+    lines += [" ".join(code.split()) for code in re.findall(r"(?<!`)`(python -m warm_jax[^`]*\s-[^`]*)`(?!`)", prose)]
     return [words for line in lines for words in _split(line)]
 
 
@@ -153,11 +89,11 @@ def command_faults(words: list[str]) -> list[str]:
         program, *rest = rest
     if program == "sbatch":
         program, *rest = rest[next((i for i, word in enumerate(rest) if word.startswith("launch/")), 0) :]
-    if program in PYTHONS and rest[:1] == ["-m"]:
+    if PYTHON.fullmatch(program) and rest[:1] == ["-m"]:
         program, *rest = rest[1:]
         if program in ("venv", "pytest", "mkdocs"):
             return []
-    elif program in PYTHONS and rest:
+    elif PYTHON.fullmatch(program) and rest:
         program, *rest = rest
     if program in ("warm_jax", "warm_jax.main"):
         return flag_faults(rest)
@@ -320,3 +256,31 @@ def _not_there(tree: ast.Module) -> list[str]:
             if isinstance(module, type(ast)) and not hasattr(module, node.attr):
                 faults.append(f"{module.__name__} has no {node.attr}")
     return faults
+
+
+_RUN = """
+import json, sys
+package, pages = json.load(sys.stdin)
+sys.path.insert(0, package)
+import warm_jax
+assert warm_jax.__file__.startswith(package), warm_jax.__file__
+for page, snippets in pages.items():
+    names = {"__name__": "snippet"}
+    for line, code in snippets:
+        exec(compile("\\n" * (line - 1) + code, page, "exec"), names)
+    print("done:", page)
+"""
+
+
+def run_snippets(found: dict[str, list[Block]], folder: pathlib.Path, package: pathlib.Path = ROOT) -> list[str]:
+    """Runs snippets in `folder` with the package that stands in `package`; the names of the pages that were done.
+
+    One process, and one namespace a page. AssertionError with the traceback, of the page's own lines, where one fails.
+    """
+    code = json.dumps([str(package), {page: [(b.line, b.text) for b in blocks] for page, blocks in found.items()}])
+    # Quick compilation: none of them runs for long.
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    command = [sys.executable, "-c", _RUN]
+    done = subprocess.run(command, input=code, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return re.findall(r"^done: (.*)$", done.stdout, re.MULTILINE)

@@ -11,16 +11,16 @@ Its sentences are instructions that are carried out here:
 """
 
 import ast
-import os
 import re
 import shutil
 import subprocess
 import sys
 
 import documents
+import pages
 import pytest
 
-ROOT = documents.ROOT
+ROOT = pages.ROOT
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 EXAMPLES = ("system", "solver", "data source", "metric")
 INSTRUCTION = re.compile(
@@ -39,12 +39,12 @@ def sections():
 
 def followed(section, folder):
     """Carries out the instructions of a section in a copy of the code; the blocks that are left are to be run."""
-    blocks, left, taking = iter(documents.blocks(section)), [], None
+    blocks, left, taking = iter(pages.blocks(section)), [], None
     for part in re.split(r"(^```\w*\n.*?^```\n)", section, flags=re.DOTALL | re.MULTILINE):
         if part.startswith("```"):
-            block = next(blocks).text
+            block = next(blocks)
             if taking:
-                edit(folder, taking, block)
+                edit(folder, taking, block.text)
             else:
                 left.append(block)
             continue
@@ -119,20 +119,7 @@ def test_every_example_is_seen_to_work(copy):
     """In a process of its own, which imports the copy."""
     folder, left = copy
     assert tuple(left) == EXAMPLES and all(len(blocks) == 1 for blocks in left.values())
-    code = RUN + "".join(f"{blocks[0]}\nprint('done: {name}')\n" for name, blocks in left.items())
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    command = [sys.executable, "-c", code, str(folder)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert re.findall(r"^done: (.*)$", done.stdout, re.MULTILINE) == [*EXAMPLES]
-
-
-RUN = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import warm_jax
-assert warm_jax.__file__.startswith(sys.argv[1])
-"""
+    assert documents.run_snippets(left, folder, package=folder) == [*EXAMPLES]
 
 
 def test_the_examples_do_not_work_by_themselves(copy, tmp_path, monkeypatch):
@@ -140,7 +127,7 @@ def test_the_examples_do_not_work_by_themselves(copy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for blocks, word in zip(copy[1].values(), ("rows", "midpoint", "npy", "colour"), strict=True):
         with pytest.raises(ValueError, match=word):
-            exec(compile(blocks[0], word, "exec"), {"__name__": word})
+            exec(compile(blocks[0].text, word, "exec"), {"__name__": word})
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

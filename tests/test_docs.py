@@ -8,11 +8,12 @@ import subprocess
 import sys
 
 import documents
+import pages
 import pytest
 import yaml
 
-ROOT = documents.ROOT
-PAGES = [page for page in documents.PAGES if page.name != "CONTRIBUTING.md"]  # whose snippets are test_contributing's
+ROOT = pages.ROOT
+PAGES = [page for page in pages.PAGES if page.name != "CONTRIBUTING.md"]  # whose snippets are test_contributing's
 README = ROOT / "README.md"
 
 
@@ -20,33 +21,39 @@ def named(page):
     return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", documents.PAGES, ids=named)
+@pytest.mark.parametrize("page", pages.PAGES, ids=named)
 def test_no_link_is_dead(page):
-    assert not documents.dead_links(page, page.read_text())
+    assert not pages.dead_links(page, page.read_text())
 
 
-@pytest.mark.parametrize("page", documents.PAGES, ids=named)
+@pytest.mark.parametrize("page", pages.PAGES, ids=named)
 def test_every_command_would_be_accepted(page):
     faults = [(words, documents.command_faults(words)) for words in documents.commands(page.read_text())]
     assert not [f"{' '.join(words)}: {fault}" for words, found in faults for fault in found]
 
 
+def snippets(page):
+    return [block for block in pages.blocks(page.read_text()) if block.language == "python"]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_every_snippet_runs(page, tmp_path, monkeypatch):
-    """In order, a page's snippets in one namespace; those that need something are only looked at."""
-    monkeypatch.chdir(tmp_path)
-    names = {"__name__": "snippet"}
-    for block in documents.blocks(page.read_text()):
-        if block.language == "python":
-            assert not documents.snippet_faults(block), f"line {block.line}"
-            if documents.needed(block) is None:
-                exec(compile(block.text, f"{named(page)}, from line {block.line}", "exec"), names)
+def test_every_snippet_can_be_read(page):
+    """Also those that need something, and so are not run."""
+    assert not [(block.line, fault) for block in snippets(page) for fault in documents.snippet_faults(block)]
 
 
-@pytest.mark.parametrize("page", documents.PAGES, ids=named)
+def test_every_snippet_runs(tmp_path):
+    """In order, a page's snippets in one namespace."""
+    found = {named(page): [b for b in snippets(page) if documents.needed(b) is None] for page in PAGES}
+    found = {page: blocks for page, blocks in found.items() if blocks}
+    assert "README.md" in found
+    assert documents.run_snippets(found, tmp_path) == [*found]
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=named)
 def test_blocks_say_what_they_are(page):
     """Commands and Python are marked, so that they are checked; every comment on a block is one that is known."""
-    for block in documents.blocks(page.read_text()):
+    for block in pages.blocks(page.read_text()):
         assert block.language in ("", "bash", "python", "bibtex", "json", "text", "yaml"), f"line {block.line}"
         assert not block.note or re.match(r"(not run here|needs|edit): \S", block.note), f"line {block.line}"
         started = re.search(r"^(?:\$ )?(?:\.venv/bin/)?(?:python3? |pip |warm_jax )", block.text, re.MULTILINE)
@@ -75,11 +82,11 @@ def _pages(value):
 
 def _links(page):
     """The links of a page, as seen from the repository's root."""
-    return [os.path.normpath(page.relative_to(ROOT).parent / target) for target in documents.links(page.read_text())]
+    return [os.path.normpath(page.relative_to(ROOT).parent / target) for target in pages.links(page.read_text())]
 
 
 def test_pictures_are_used():
-    used = {target for page in documents.PAGES for target in _links(page)}
+    used = {target for page in pages.PAGES for target in _links(page)}
     pictures = {named(path) for path in (ROOT / "docs").glob("*.png")}
     assert pictures and not pictures - used
 
@@ -159,10 +166,10 @@ PAGE = """# A page
 )
 def test_a_dead_link_is_found(line, word):
     page = ROOT / "PAGE.md"
-    assert documents.dead_links(page, PAGE) == []
-    (fault,) = documents.dead_links(page, PAGE + line)
+    assert pages.dead_links(page, PAGE) == []
+    (fault,) = pages.dead_links(page, PAGE + line)
     assert word in fault
-    assert documents.dead_links(page, f"{PAGE}```\n{line}\n```\n`{line}`") == []
+    assert pages.dead_links(page, f"{PAGE}```\n{line}\n```\n`{line}`") == []
 
 
 @pytest.mark.parametrize(
@@ -218,6 +225,7 @@ def test_right_commands_pass():
         "JAX_PLATFORMS=cpu python -m warm_jax --config=configs/smoke.py; git clone URL",
     ]
     text = "```bash\n" + "\n".join(lines) + "\n```\nSay `python -m warm_jax.main\n--config=configs/smoke.py`.\n\n"
+    text += "`python -m warm_jax` is the same.\n\n"
     text += "    python -m warm_jax.main --mode=doctor\n"
     found = documents.commands(text)
     assert len(found) == 10
@@ -236,14 +244,14 @@ def test_right_commands_pass():
     ],
 )
 def test_a_wrong_snippet_is_found(code, word):
-    (block,) = documents.blocks(f"Text.\n\n```python\n{code}\n```\n")
+    (block,) = pages.blocks(f"Text.\n\n```python\n{code}\n```\n")
     (fault,) = documents.snippet_faults(block)
     assert word in fault
 
 
 def test_a_snippet_says_what_it_needs():
-    (block,) = documents.blocks("<!-- needs: key, images (uint8, and a run) -->\n```python\nprint(key, images)\n```\n")
+    (block,) = pages.blocks("<!-- needs: key, images (uint8, and a run) -->\n```python\nprint(key, images)\n```\n")
     assert documents.needed(block) == ["key", "images"] and documents.snippet_faults(block) == []
-    (block,) = documents.blocks("<!-- needs: key -->\n```python\nprint(key, images)\n```\n")
+    (block,) = pages.blocks("<!-- needs: key -->\n```python\nprint(key, images)\n```\n")
     (fault,) = documents.snippet_faults(block)
     assert "images" in fault

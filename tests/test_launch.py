@@ -12,6 +12,7 @@ import subprocess
 import sys
 
 import jsonschema
+import pages
 import pytest
 import yaml
 from pretended import AWKWARD, LAUNCH, ROOT, SCRIPTS, TPU, TRAIN, bash, calls, commands, environment
@@ -386,18 +387,13 @@ def test_slurm_runs_and_requeues(tmp_path, status, state, again):
     assert (["scontrol", "requeue", "17"] in rest) == again
 
 
-# ── The README ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def readme_commands():
-    text = (LAUNCH / "README.md").read_text()
-    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
-        yield from block.replace("\\\n", " ").splitlines()
+# ── The documents ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_the_readmes_commands_work(name):
-    found = [shlex.split(line, comments=True) for line in readme_commands() if f"launch/{name}" in line]
+def test_the_commands_of_the_documents_work(name):
+    lines = [line for page in pages.PAGES for line in pages.bash_lines(page.read_text())]
+    found = [shlex.split(line, comments=True) for line in lines if f"launch/{name}" in line]
     assert len(found) >= 2
     for words in found:
         at = words.index(f"launch/{name}")
