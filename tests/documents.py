@@ -96,7 +96,8 @@ def command_faults(words: list[str]) -> list[str]:
     elif PYTHON.fullmatch(program) and rest:
         program, *rest = rest
     if program in ("warm_jax", "warm_jax.main"):
-        return flag_faults(rest)
+        faults = [] if words[0] != "warm_jax" or _setup().get("entry_points") else ["setup.cfg has no script warm_jax"]
+        return faults + flag_faults(rest)
     if program.removeprefix(".venv/bin/") == "pip":
         return _pip_faults(rest)
     if program.startswith(("benchmarks/", "launch/", "docs/")):
@@ -105,8 +106,13 @@ def command_faults(words: list[str]) -> list[str]:
     return [] if known else [f"{program}: no program that documents may name without adding it to tests/documents.py"]
 
 
+@functools.cache
+def _setup() -> dict:
+    return setuptools.config.setupcfg.read_configuration(ROOT / "setup.cfg")["options"]
+
+
 def _pip_faults(words: list[str]) -> list[str]:
-    extras = setuptools.config.setupcfg.read_configuration(ROOT / "setup.cfg")["options"]["extras_require"]
+    extras = _setup()["extras_require"]
     asked = [
         name for word in words for group in re.findall(r"^(?:\.|warm_jax)\[(.*)\]$", word) for name in group.split(",")
     ]

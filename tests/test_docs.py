@@ -53,7 +53,9 @@ def test_every_snippet_runs(tmp_path):
 @pytest.mark.parametrize("page", pages.PAGES, ids=named)
 def test_blocks_say_what_they_are(page):
     """Commands and Python are marked, so that they are checked; every comment on a block is one that is known."""
-    for block in pages.blocks(page.read_text()):
+    text = page.read_text()
+    assert not re.search(r"^(?: +```|~~~)", text, re.MULTILINE)  # which are not seen
+    for block in pages.blocks(text):
         assert block.language in ("", "bash", "python", "bibtex", "json", "text", "yaml"), f"line {block.line}"
         assert not block.note or re.match(r"(not run here|needs|edit): \S", block.note), f"line {block.line}"
         started = re.search(r"^(?:\$ )?(?:\.venv/bin/)?(?:python3? |pip |warm_jax )", block.text, re.MULTILINE)
