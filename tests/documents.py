@@ -168,7 +168,7 @@ def _some_run(name: str, folder: pathlib.Path) -> None:
 
 def _parsed(arguments: list[str]) -> list[str]:
     """In this process, whose flags are put back. ml_collections reads overrides from sys.argv."""
-    argv, said = ["warm_jax", *arguments], io.StringIO()
+    argv, said, parsed = ["warm_jax", *arguments], io.StringIO(), absl_flags.FLAGS.is_parsed()
     if "help" not in absl_flags.FLAGS:
         app.define_help_flags()
     with (
@@ -185,6 +185,9 @@ def _parsed(arguments: list[str]) -> list[str]:
             return [said.getvalue().strip()] if end.code and not {"--help", "--version"} & {*arguments} else []
         except ValueError as error:
             return [str(error)]
+        finally:
+            if not parsed:
+                absl_flags.FLAGS.unparse_flags()
     return []
 
 
