@@ -1,0 +1,143 @@
+"""Trials: commands that are killed or signalled at any moment, and two of the same at once."""
+
+import dataclasses
+import pathlib
+import random
+import re
+import signal
+import time
+
+from torture_processes import LONG, Process, Runner, TrialError, Verdict
+from torture_products import made, must_be, refused
+from torture_scene import COMMANDS, STEPS, Scene, newest
+
+AGAIN = 75  # the exit status of a command that was signalled and is worth running again
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What every trial needs; `patience` is how long a command may live, in seconds, after it should have ended."""
+
+    scene: Scene
+    runner: Runner
+    patience: float = 15.0
+
+
+def _writes(folder: pathlib.Path) -> bool:
+    """Whether something in the folder is half written, by its name."""
+    try:
+        return any(
+            "orbax-checkpoint-tmp" in path.name
+            or (path.name.startswith(".") and not path.name.endswith(".lock"))
+            or "part" in path.suffix
+            for path in folder.rglob("*")
+        )
+    except OSError:  # it has gone while we looked
+        return True
+
+
+def wait_for_a_moment(process: Process, folder: pathlib.Path, seconds: float, rng: random.Random) -> str:
+    """Waits until any moment of the command's life, or one in which it writes; which, in words."""
+    if rng.random() < 0.6:
+        after = rng.uniform(0, 1.05 * seconds)
+        process.done.wait(after)
+        return f"after {after:.2f} s"
+    times = rng.randint(1, 6)
+    for _ in range(times):
+        while not process.done.is_set() and not _writes(folder):
+            time.sleep(0.002)
+        while not process.done.is_set() and _writes(folder) and rng.random() < 0.95:
+            time.sleep(0.002)
+    time.sleep(rng.uniform(0, 0.02))
+    return f"while it wrote, the {times}. time"
+
+
+def _steps(folder: pathlib.Path) -> int:
+    """The step of the last whole checkpoint; 0 where there is none."""
+    try:
+        return int(newest(folder).name)
+    except (OSError, ValueError):
+        return 0
+
+
+def _check_resumed(process: Process, saved: int) -> None:
+    """Nothing that was saved is done again."""
+    found = re.search(r"resuming from the checkpoint of step (\d+)", process.said("out") + process.said())
+    if 0 < saved < STEPS and (found is None or int(found[1]) < saved):
+        raise TrialError(
+            "lost", f"step {saved} was saved, and it went on from {found[1] if found else 'the beginning'}"
+        )
+
+
+def killed(bench: Bench, rng: random.Random, folder: pathlib.Path, name: str) -> Verdict:
+    """SIGKILL, once to three times, and then the same command to its end."""
+    command = COMMANDS[name]
+    expected, seconds = bench.scene.expected(name)
+    bench.scene.begin(folder, *command.needs)
+    said = []
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        new = rng.random() < 0.3
+        process = bench.runner.start(folder, command.arguments, new=new)
+        said.append(wait_for_a_moment(process, folder, seconds[new], rng))
+        process.send(signal.SIGKILL)
+        process.end(30, "SIGKILL")
+    saved = _steps(folder) if name == "train" else 0
+    return _again(bench, folder, name, f"killed {', '.join(said)}; the next one", saved)
+
+
+def _again(bench: Bench, folder: pathlib.Path, name: str, what: str, saved: int = 0) -> Verdict:
+    """The same command to its end, which must be that of an undisturbed one."""
+    command = COMMANDS[name]
+    process = bench.runner.start(folder, command.arguments)
+    process.end(LONG)
+    must_be(process, made(folder, command.results), bench.scene.expected(name)[0], what)
+    _check_resumed(process, saved)
+    return Verdict("survived", what)
+
+
+def signalled(bench: Bench, rng: random.Random, folder: pathlib.Path, name: str) -> Verdict:
+    """SIGTERM, SIGINT or SIGHUP, once or twice; it ends with 75, or is done; and then the same command to its end."""
+    command = COMMANDS[name]
+    _, seconds = bench.scene.expected(name)
+    bench.scene.begin(folder, *command.needs)
+    new = rng.random() < 0.3
+    process = bench.runner.start(folder, command.arguments, new=new)
+    moment = wait_for_a_moment(process, folder, seconds[new], rng)
+    early = not process.listens()  # the first hundredths of a second of Python itself
+    sent = [rng.choice(_SIGNALS) for _ in range(rng.choice((1, 1, 2)))]
+    for number in sent:
+        process.send(number)
+        process.done.wait(rng.uniform(0.05, 1.0) if len(sent) > 1 else 0)
+    names = " and ".join(number.name for number in sent)
+    status = process.end(bench.patience, f"{names} {moment}")
+    if status not in (0, AGAIN) and not early:
+        said = (process.said().strip().splitlines() or ["nothing was said"])[-1]
+        return Verdict("failed", f"{names} {moment}: status {status}: {said[:200]}")
+    if not early and "Traceback (most recent call last)" in process.said():
+        return Verdict("failed", f"{names} {moment}: a traceback, status {status}")
+    saved = _steps(folder) if name == "train" else 0
+    return _again(bench, folder, name, f"{names} {moment}, status {status}; the next one", saved)
+
+
+def together(bench: Bench, rng: random.Random, folder: pathlib.Path, name: str) -> Verdict:
+    """Two of the same: the second is refused and told who writes, or comes when the first is done."""
+    command = COMMANDS[name]
+    expected, seconds = bench.scene.expected(name)
+    bench.scene.begin(folder, *command.needs)
+    first = bench.runner.start(folder, command.arguments)
+    after = rng.uniform(0, seconds[0])
+    first.done.wait(after)
+    both = [first, bench.runner.start(folder, command.arguments)]
+    for process in both:
+        process.end(LONG)
+    what = f"two, {after:.2f} s apart, statuses {[process.status for process in both]}"
+    if 0 not in [process.status for process in both]:
+        raise TrialError("lost", what)
+    verdicts = [refused(process, ("is being written by",), (2,)) for process in both]
+    for verdict in verdicts:
+        if verdict is not None and verdict.what != "refused":
+            return Verdict(verdict.what, f"{what}: {verdict.why}")
+    winner = both[[process.status for process in both].index(0)]
+    must_be(winner, made(folder, command.results), expected, what)
+    return Verdict("refused" if any(verdicts) else "survived", what)
