@@ -20,6 +20,7 @@ from torture_scene import COMMANDS, newest
 
 _MOST_SECONDS, _MOST_MEBIBYTES = 60.0, 4096  # that a hostile file may take until it is refused; of a busy machine
 _DEEP = b"[" * 300_000
+_ESCAPES = "\x1b[2J\x1b]0;x\x07\n.png"
 _MARK = "ran"  # a file that hostile code would make
 
 
@@ -79,7 +80,7 @@ def _npy(shape: tuple[int, ...], kind: str, data: bytes = b"") -> bytes:
 
 
 def _doubled() -> bytes:
-    """A list that holds twice a list that holds twice …, forty deep: a kilobyte, and 2⁴⁰ elements for who counts them."""
+    """A list that holds twice a list that holds twice …, forty deep: of a kilobyte, with 2⁴⁰ elements."""
     value: list = ["x"]
     for _ in range(40):
         value = [value, value]
@@ -156,9 +157,7 @@ TRAPS: dict[str, Callable[[pathlib.Path], Trap]] = {
         may_pass=True,
     ),
     "zip bomb": lambda f: Trap(_prepare(f"zip:{_zip(f, {'x.png': bytes(1_000_000_000)})}"), ("evil.zip", "x.png")),
-    "zip with escapes": lambda f: Trap(
-        _prepare(f"zip:{_zip(f, {'\x1b[2J\x1b]0;x\x07\n.png': b'no image'})}"), ("evil.zip",)
-    ),
+    "zip with escapes": lambda f: Trap(_prepare(f"zip:{_zip(f, {_ESCAPES: b'no image'})}"), ("evil.zip",)),
     "image bomb": lambda f: Trap(
         _prepare(f"folder:{_written(f, 'evil/x.png', _png(60_000, 60_000)).partition('/')[0]}"), ("x.png",)
     ),

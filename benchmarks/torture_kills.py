@@ -73,7 +73,7 @@ def _check_resumed(process: Process, saved: int) -> None:
 def killed(bench: Bench, rng: random.Random, folder: pathlib.Path, name: str) -> Verdict:
     """SIGKILL, once to three times, and then the same command to its end."""
     command = COMMANDS[name]
-    expected, seconds = bench.scene.expected(name)
+    seconds = bench.scene.expected(name)[1]
     bench.scene.begin(folder, *command.needs)
     said = []
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
@@ -99,7 +99,7 @@ def _again(bench: Bench, folder: pathlib.Path, name: str, what: str, saved: int 
 def signalled(bench: Bench, rng: random.Random, folder: pathlib.Path, name: str) -> Verdict:
     """SIGTERM, SIGINT or SIGHUP, once or twice; it ends with 75, or is done; and then the same command to its end."""
     command = COMMANDS[name]
-    _, seconds = bench.scene.expected(name)
+    seconds = bench.scene.expected(name)[1]
     bench.scene.begin(folder, *command.needs)
     new = rng.random() < 0.3
     process = bench.runner.start(folder, command.arguments, new=new)

@@ -42,6 +42,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x, condition, second=None, class_labels=None, augment_labels=None, train=False):
+        """Raw outputs `[b, h, w, heads]` of grey images."""
         normal = nn.initializers.normal(0.3)
         raw = self.param("gain", normal, (*x.shape[1:3], self.heads)) * x
         raw = raw + self.param("level", normal, (self.heads,)) * condition[:, None, None, None]

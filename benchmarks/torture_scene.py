@@ -1,4 +1,4 @@
-"""The folder that all trials begin from, and the commands: a data set, a trained run, and what each mode makes of them."""
+"""The commands, and the folders that trials begin from: a data set, a trained run, and what each mode makes of them."""
 
 import dataclasses
 import gzip
@@ -147,7 +147,7 @@ class Scene:
     def expected(self, name: str, before: tuple[str, ...] = (), change: str = "") -> tuple[Products, list[float]]:
         """What two undisturbed runs of a command both make, and their seconds: without Python's start, and with it.
 
-        `before` are the commands run before, by default what it needs. With `change` the newest checkpoint is not there.
+        `before` are the commands run before, by default what it needs; with `change` the newest checkpoint is away.
         """
         command = COMMANDS[name]
         before = before or command.needs
