@@ -70,16 +70,26 @@ def _check_resumed(process: Process, saved: int) -> None:
         )
 
 
-def killed(bench: Bench, rng: random.Random, folder: pathlib.Path, name: str) -> Verdict:
-    """SIGKILL, once to three times, and then the same command to its end."""
-    command = COMMANDS[name]
-    seconds = bench.scene.expected(name)[1]
-    bench.scene.begin(folder, *command.needs)
-    said = []
-    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+def _caught(bench: Bench, rng: random.Random, folder: pathlib.Path, name: str) -> tuple[Process, str]:
+    """The command at some moment of its life, and which; one that was faster than the moment is started again."""
+    seconds, command = bench.scene.expected(name)[1], COMMANDS[name]
+    for part in (1.0, 0.7, 0.5, 0.3):
         new = rng.random() < 0.3
         process = bench.runner.start(folder, command.arguments, new=new)
-        said.append(wait_for_a_moment(process, folder, seconds[new], rng))
+        moment = wait_for_a_moment(process, folder, part * seconds[new], rng)
+        if not process.done.is_set():
+            return process, moment
+        bench.scene.begin(folder, *command.needs)
+    return process, "when it had ended"
+
+
+def killed(bench: Bench, rng: random.Random, folder: pathlib.Path, name: str) -> Verdict:
+    """SIGKILL, once to three times, and then the same command to its end."""
+    bench.scene.begin(folder, *COMMANDS[name].needs)
+    said = []
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        process, moment = _caught(bench, rng, folder, name)
+        said.append(moment)
         process.send(signal.SIGKILL)
         process.end(30, "SIGKILL")
     saved = _steps(folder) if name == "train" else 0
@@ -98,12 +108,8 @@ def _again(bench: Bench, folder: pathlib.Path, name: str, what: str, saved: int 
 
 def signalled(bench: Bench, rng: random.Random, folder: pathlib.Path, name: str) -> Verdict:
     """SIGTERM, SIGINT or SIGHUP, once or twice; it ends with 75, or is done; and then the same command to its end."""
-    command = COMMANDS[name]
-    seconds = bench.scene.expected(name)[1]
-    bench.scene.begin(folder, *command.needs)
-    new = rng.random() < 0.3
-    process = bench.runner.start(folder, command.arguments, new=new)
-    moment = wait_for_a_moment(process, folder, seconds[new], rng)
+    bench.scene.begin(folder, *COMMANDS[name].needs)
+    process, moment = _caught(bench, rng, folder, name)
     early = not process.listens()  # the first hundredths of a second of Python itself
     sent = [rng.choice(_SIGNALS) for _ in range(rng.choice((1, 1, 2)))]
     for number in sent:
