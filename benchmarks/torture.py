@@ -217,7 +217,7 @@ def run(flags: argparse.Namespace) -> list[dict]:
     if not torture_damage.may_mount(flags.workdir / "mount"):
         print("full disks are skipped: a tmpfs cannot be mounted here", file=sys.stderr)
     until = time.monotonic() + 60 * flags.minutes
-    bar = tqdm(total=round(60 * flags.minutes), unit="s", file=sys.stderr)
+    bar = tqdm(total=round(60 * flags.minutes), unit="s", mininterval=1 if sys.stderr.isatty() else 60)
     pool, pending = concurrent.futures.ThreadPoolExecutor(flags.jobs), {}
     try:
         while pending or not stop.is_set():
@@ -237,8 +237,8 @@ def run(flags: argparse.Namespace) -> list[dict]:
             for future in done:
                 rows.append(future.result())
                 running.discard(pending.pop(future))
-            bar.n = min(bar.total, round(60 * flags.minutes - max(0.0, until - time.monotonic())))
-            bar.set_postfix_str(f"{len(rows)} trials, {sum(row['verdict'] in BAD for row in rows)} bad")
+            bar.set_postfix_str(f"{len(rows)} trials, {sum(row['verdict'] in BAD for row in rows)} bad", refresh=False)
+            bar.update(bar.total - max(0, round(until - time.monotonic())) - bar.n)
     finally:
         bar.close()
         runner.close()
