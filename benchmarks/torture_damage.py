@@ -24,7 +24,8 @@ TARGETS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
     "samples": ((*_DONE, "sample"), "run/samples/*", ("sample",)),
     "kept shards": ((*_DONE, "evaluate"), "run/evaluations/**/*", ("evaluate",)),
     "statistics": ((*_DONE, "stats"), "stats.npz", ("evaluate against",)),
-    "export": ((*_DONE, "export"), "export/**/*", ("convert",)),
+    "export": ((*_DONE, "export"), "export/[mw]*.[js]*", ("convert",)),
+    "exported program": ((*_DONE, "export"), "export/[ws]*.s[at]*", ("draw by the export",)),
     "converted workdir": ((*_DONE, "export", "convert"), "imported/**/*", ("sample imported",)),
     "prepared zip": (_DONE, "set.zip", ("stats", "inspect", "train on")),
 }
@@ -79,7 +80,7 @@ def damaged(bench: Bench, rng: random.Random, folder: pathlib.Path, target: str,
     if last in path.parents and reader != "train on":
         second_best, _ = bench.scene.expected(reader, before, "passed-over")
     what = f"{path.relative_to(folder)}: {_damage(path, rng, cut)}; {reader}"
-    process = bench.runner.start(folder, COMMANDS[reader].arguments)
+    process = bench.scene.start(folder, reader)
     process.end(LONG, what)
     names = _names(folder, path)
     found = _known_rows(made(folder, COMMANDS[reader].results), expected, path)
@@ -116,7 +117,7 @@ def full_disk(bench: Bench, rng: random.Random, folder: pathlib.Path, name: str)
         with ballast.open("wb") as file:
             file.truncate(0)
             os.posix_fallocate(file.fileno(), 0, max(4096, disk.f_bavail * disk.f_frsize - left))
-        process = bench.runner.start(folder, command.arguments)
+        process = bench.scene.start(folder, name)
         process.end(LONG, f"{left} bytes free")
         what = f"{left} bytes free: status {process.status}"
         verdict = refused(process, ())
@@ -127,7 +128,7 @@ def full_disk(bench: Bench, rng: random.Random, folder: pathlib.Path, name: str)
         if verdict is None and not complete and not warned:
             return Verdict("silent", f"{what}: {differing(made(folder, command.results), expected)}")
         ballast.unlink()
-        process = bench.runner.start(folder, command.arguments)
+        process = bench.scene.start(folder, name)
         process.end(LONG)
         wrong = differing(made(folder, command.results), expected)
         if process.status != 0 or (wrong and not _only_snapshots(wrong, warned)):

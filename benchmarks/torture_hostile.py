@@ -171,7 +171,7 @@ TRAPS: dict[str, Callable[[pathlib.Path], Trap]] = {
     "measured.npz of objects": _in_place("run/measured.npz", _objects(), "sample"),
     "checkpoint's metadata, deep": _in_place("NEWEST/ema/_METADATA", _DEEP, "sample", may_pass=True),
     "checkpoint's digests, deep": _in_place("NEWEST/digests/metadata", _DEEP, "sample", may_pass=True),
-    "safetensors of 2⁶² bytes": _in_place("export/model.safetensors", struct.pack("<Q", 2**62) + b"{}", "convert"),
+    "safetensors of 2⁶² bytes": _in_place("export/weights.safetensors", struct.pack("<Q", 2**62) + b"{}", "convert"),
     "export's model.json, deep": _in_place("export/model.json", _DEEP, "convert"),
 }
 

@@ -75,7 +75,7 @@ def _caught(bench: Bench, rng: random.Random, folder: pathlib.Path, name: str) -
     seconds, command = bench.scene.expected(name)[1], COMMANDS[name]
     for part in (1.0, 0.7, 0.5, 0.3):
         new = rng.random() < 0.3
-        process = bench.runner.start(folder, command.arguments, new=new)
+        process = bench.scene.start(folder, name, new)
         moment = wait_for_a_moment(process, folder, part * seconds[new], rng)
         if not process.done.is_set():
             return process, moment
@@ -99,7 +99,7 @@ def killed(bench: Bench, rng: random.Random, folder: pathlib.Path, name: str) ->
 def _again(bench: Bench, folder: pathlib.Path, name: str, what: str, saved: int = 0) -> Verdict:
     """The same command to its end, which must be that of an undisturbed one."""
     command = COMMANDS[name]
-    process = bench.runner.start(folder, command.arguments)
+    process = bench.scene.start(folder, name)
     process.end(LONG)
     must_be(process, made(folder, command.results), bench.scene.expected(name)[0], what)
     _check_resumed(process, saved)
@@ -131,10 +131,10 @@ def together(bench: Bench, rng: random.Random, folder: pathlib.Path, name: str) 
     command = COMMANDS[name]
     expected, seconds = bench.scene.expected(name)
     bench.scene.begin(folder, *command.needs)
-    first = bench.runner.start(folder, command.arguments)
+    first = bench.scene.start(folder, name)
     after = rng.uniform(0, seconds[0])
     first.done.wait(after)
-    both = [first, bench.runner.start(folder, command.arguments)]
+    both = [first, bench.scene.start(folder, name)]
     for process in both:
         process.end(LONG)
     what = f"two, {after:.2f} s apart, statuses {[process.status for process in both]}"

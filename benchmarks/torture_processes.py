@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -110,21 +111,39 @@ class Runner:
         }
 
     def start(
-        self, folder: pathlib.Path, arguments: list[str], log: str = "", new: bool = False, **more: str
+        self,
+        folder: pathlib.Path,
+        arguments: list[str],
+        log: str = "",
+        new: bool = False,
+        script: bool = False,
+        **more: str,
     ) -> Process:
-        """A command in `folder`, whose streams go to `folder`.logs/`log`; with `new` in a new Python."""
+        """A command in `folder`, whose streams go to `folder`.logs.
+
+        Args:
+          folder: Where it runs.
+          arguments: Of the program; with `script` of Python, a script and its own.
+          log: The name of its logs.
+          new: Whether a new Python is started.
+          script: Whether it is no command of the program.
+          more: Of the environment.
+        """
         log = log or arguments[-1].strip("-").partition("=")[0]
         logs = folder.with_name(folder.name + ".logs")
         logs.mkdir(exist_ok=True)
         path = logs / f"{len(list(logs.glob('*.err')))}_{log}"
         with (logs / "commands.txt").open("a") as file:
-            file.write(f"cd {folder} && PYTHONPATH={ROOT} {sys.executable} {PROGRAM} {' '.join(arguments)}\n")
-        return (self._new if new else self._fork)(folder, arguments, path, self.environment | more)
+            line = [sys.executable, *([] if script else [str(PROGRAM)]), *arguments]
+            file.write(f"cd {folder} && PYTHONPATH={ROOT} {shlex.join(line)}\n")
+        if new or script:
+            return self._new(folder, line, path, self.environment | more)
+        return self._fork(folder, arguments, path, self.environment | more)
 
-    def _new(self, folder: pathlib.Path, arguments: list[str], path: pathlib.Path, environment: dict) -> Process:
+    def _new(self, folder: pathlib.Path, line: list[str], path: pathlib.Path, environment: dict) -> Process:
         with path.with_suffix(".out").open("w") as out, path.with_suffix(".err").open("w") as error:
             started = subprocess.Popen(
-                [sys.executable, str(PROGRAM), *arguments],
+                line,
                 cwd=folder,
                 env=os.environ | environment,
                 stdin=subprocess.DEVNULL,
@@ -132,7 +151,7 @@ class Runner:
                 stderr=error,
                 start_new_session=True,
             )
-        process = Process(started.pid, arguments, path, time.monotonic())
+        process = Process(started.pid, line, path, time.monotonic())
         threading.Thread(target=_await, args=(process, started.wait), daemon=True).start()
         return process
 

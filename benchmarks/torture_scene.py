@@ -34,36 +34,36 @@ class Command:
       arguments: Its flags; paths are within the folder that it runs in.
       results: Files and folders that it makes or changes.
       needs: The commands that must have been run in the folder before.
-      saves: Whether it saves and ends with 75 at a signal.
+      script: Whether it is a program of its own, the first argument.
     """
 
     arguments: list[str]
     results: tuple[str, ...]
     needs: tuple[str, ...] = ("prepare", "train")
-    saves: bool = False
+    script: bool = False
 
 
 _RUN = ("run/checkpoints", "run/posthoc", "run/config.json", "run/data.json", "run/measured.npz", "run/metrics.jsonl")
 _PLAIN = [*_flags(), "--workdir=run"]
 COMMANDS = {
     "prepare": Command(["--mode=prepare", "--images=folder:photos", "--out=set.zip"], ("set.zip",), ()),
-    "train": Command(_PLAIN, _RUN, ("prepare",), saves=True),
-    "train on": Command([*_flags(train__steps=MORE), "--workdir=run"], _RUN, saves=True),
+    "train": Command(_PLAIN, _RUN, ("prepare",)),
+    "train on": Command([*_flags(train__steps=MORE), "--workdir=run"], _RUN),
     "stats": Command(
         [*_flags(), "--mode=stats", "--images=zip:set.zip", "--out=stats.npz"], ("stats.npz",), ("prepare",)
     ),
-    "sample": Command([*_PLAIN, "--mode=sample", "--seeds=0-39"], ("run/samples",), saves=True),
-    "sample ema": Command(
-        [*_PLAIN, "--mode=sample", "--seeds=0-7", "--ema=0.15", "--out=of_ema"], ("of_ema",), saves=True
-    ),
-    "evaluate": Command([*_PLAIN, "--mode=evaluate"], ("run/results.jsonl",), saves=True),
+    "sample": Command([*_PLAIN, "--mode=sample", "--seeds=0-39"], ("run/samples",)),
+    "sample ema": Command([*_PLAIN, "--mode=sample", "--seeds=0-7", "--ema=0.15", "--out=of_ema"], ("of_ema",)),
+    "evaluate": Command([*_PLAIN, "--mode=evaluate"], ("run/results.jsonl",)),
     "evaluate against": Command(
         [*_PLAIN, "--mode=evaluate", "--config.eval.reference=stats.npz"],
         ("run/results.jsonl",),
         ("prepare", "train", "stats"),
-        saves=True,
     ),
     "export": Command([*_PLAIN, "--mode=export", "--out=export", "--platforms=cpu"], ("export",)),
+    "draw by the export": Command(
+        ["export/sample.py", "4", "--out=drawn.npz"], ("drawn.npz",), ("prepare", "train", "export"), script=True
+    ),
     "convert": Command(
         ["--mode=convert", "--from_export=export", "--workdir=imported"],
         ("imported/checkpoints", "imported/config.json"),
@@ -73,20 +73,17 @@ COMMANDS = {
         [*_flags(), "--workdir=imported", "--mode=sample", "--seeds=0-7"],
         ("imported/samples",),
         ("prepare", "train", "export", "convert"),
-        saves=True,
     ),
     "restore": Command(
         [*_PLAIN, "--mode=restore", "--images=photos", "--blur=1", "--noise=0.1", "--out=restored"],
         ("restored",),
-        saves=True,
     ),
-    "analyze": Command([*_PLAIN, "--mode=analyze", "--analysis=spectra"], ("run/figures",), saves=True),
+    "analyze": Command([*_PLAIN, "--mode=analyze", "--analysis=spectra"], ("run/figures",)),
     "inspect": Command(["--mode=inspect", "--images=zip:set.zip", "--out=look"], ("look",), ("prepare",)),
     "compare": Command(
         [*_flags("warm", train__steps=8, train__posthoc_ema=()), "--mode=compare", "--workdir=both"],
         ("both",),
         ("prepare",),
-        saves=True,
     ),
     "preflight": Command([*_PLAIN, "--mode=preflight", "--topology=cpu:2"], ("run/preflight",), ("prepare",)),
     "doctor": Command(["--mode=doctor", "--out=doctor.json"], ("doctor.json",), ()),
@@ -134,14 +131,21 @@ class Scene:
                 _photographs(part / "photos")
             else:
                 self.begin(part, *before[:-1])
-                self._run(part, COMMANDS[before[-1]].arguments)
+                self._run(part, before[-1])
             part.rename(folder)
             return folder
 
-    def _run(self, folder: pathlib.Path, arguments: list[str], new: bool = False) -> Process:
-        process = self.runner.start(folder, arguments, new=new)
+    def start(self, folder: pathlib.Path, name: str, new: bool = False) -> Process:
+        """A command in `folder`; with `new` in a new Python."""
+        command = COMMANDS[name]
+        return self.runner.start(folder, command.arguments, new=new, script=command.script)
+
+    def _run(self, folder: pathlib.Path, name: str, new: bool = False) -> Process:
+        process = self.start(folder, name, new)
         if process.end(LONG) != 0:
-            raise RuntimeError(f"{' '.join(arguments)} in {folder}: status {process.status}\n{process.said()[-3000:]}")
+            raise RuntimeError(
+                f"{' '.join(process.arguments)} in {folder}: status {process.status}\n{process.said()[-3000:]}"
+            )
         return process
 
     def expected(self, name: str, before: tuple[str, ...] = (), change: str = "") -> tuple[Products, list[float]]:
@@ -161,7 +165,7 @@ class Scene:
                 folder = self.begin(self.folder / "expected", *before)
                 if change == "passed-over":
                     newest(folder).rename(folder / "away")
-                process = self._run(folder, command.arguments, new)
+                process = self._run(folder, name, new)
                 found.append(made(folder, command.results))
                 seconds.append(process.ended - process.began)
             products = common(*found)

@@ -3,6 +3,7 @@
 TEXT = r'''"""Draws images by the exported program in this folder. Needs jax, flatbuffers, numpy, safetensors."""
 
 import argparse
+import hashlib
 import json
 import pathlib
 import struct
@@ -69,14 +70,23 @@ def png(image):
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
+def whole(part):
+    """The bytes of a file of the export, if they are those that were written."""
+    content = (HERE / part["file"]).read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if part.get("sha256", digest) != digest:  # older exports do not say it of the program
+        sys.exit(f"error: {HERE / part['file']} is damaged; copy or make the export again")
+    return content
+
+
 def draw(seeds, classes, batch):
     """Images uint8 [count, height, width, channels], `batch` at a time, so that one shape is compiled."""
     from jax import export
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load
 
-    tensors = load_file(HERE / "weights.safetensors")
+    tensors = load(whole(ABOUT["weights"]))
     weights = [tensors[name] for name in sorted(tensors)]
-    program = export.deserialize(bytearray((HERE / "sampler.stablehlo").read_bytes()))
+    program = export.deserialize(bytearray(whole(ABOUT["sampler"])))
     batch, made = min(batch, len(seeds)), []
     for first in range(0, len(seeds), batch):
         rows = np.minimum(np.arange(first, first + batch), len(seeds) - 1)
