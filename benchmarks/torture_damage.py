@@ -27,7 +27,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
     "export": ((*_DONE, "export"), "export/[mw]*.[js]*", ("convert",)),
     "exported program": ((*_DONE, "export"), "export/[ws]*.s[at]*", ("draw by the export",)),
     "converted workdir": ((*_DONE, "export", "convert"), "imported/**/*", ("sample imported",)),
-    "prepared zip": (_DONE, "set.zip", ("stats", "inspect", "train on")),
+    "prepared zip": (_DONE, "set.zip", ("stats", "train on")),
 }
 # Rows of numbers for people: the program reads steps and names of them, and keeps what it does not understand.
 _ROWS = ("metrics.jsonl", "results.jsonl")
@@ -50,6 +50,8 @@ def _damage(path: pathlib.Path, rng: random.Random, cut: bool) -> str:
 def _names(folder: pathlib.Path, path: pathlib.Path) -> tuple[str, ...]:
     """Any of these names a damaged file: its own name, or that of a folder that it is a part of."""
     within = path.relative_to(folder)
+    if within.name == "config.json":  # a key with another name is a config that does not fit
+        return within.name, "the checkpoints in"
     return (
         within.name,
         *(str(parent) for parent in within.parents if len(parent.parts) > 1 or str(parent) == "export"),

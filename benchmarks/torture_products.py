@@ -30,11 +30,16 @@ def _of_json(value: object, name: str) -> Products:
 
 
 def _of_rows(rows: list[dict], name: str) -> Products:
-    """By their step where they have one; a second one of the same kind and step is found under another name."""
+    """Rows by step, or number; a second row of one step has another name.
+
+    Losses are means since the row before, of whatever steps this process has made: that they are there is enough.
+    """
     found: Products = {}
     for number, row in enumerate(rows):
-        at = f"{name}/step {row['step']} {'losses' if 'loss' in row else ''}" if "step" in row else f"{name}/{number}"
-        found |= _of_json(row, f"{at}{_TWICE}" if any(key.startswith(f"{at}/") for key in found) else at)
+        losses = "step" in row and "loss" in row
+        at = f"{name}/step {row['step']}{' losses' * losses}" if "step" in row else f"{name}/{number}"
+        at += _TWICE * any(key.startswith(f"{at}/") for key in found)
+        found |= {f"{at}/there": "yes"} if losses else _of_json(row, at)
     return found
 
 

@@ -80,7 +80,7 @@ def test_a_refusal_is_one_line_that_names_the_file(tmp_path, status, said, what)
 
 
 def test_what_two_runs_have_in_common_must_be_there(tmp_path):
-    rows = [{"step": 4, "loss": 1.0, "seconds": 0.1}, {"step": 8, "loss": 0.5, "seconds": 0.2}]
+    rows = [{"step": 4, "loss": 1.0}, {"step": 8, "loss": 0.5}, {"score": 1.0}]
     made = []
     for name, seconds in (("a", 1.5), ("b", 2.5)):
         folder = tmp_path / name
@@ -91,13 +91,18 @@ def test_what_two_runs_have_in_common_must_be_there(tmp_path):
         (folder / ".metrics.jsonl.lock").write_text(name)
         made.append(torture_products.made(tmp_path / name, ("metrics.jsonl", "m.npz", "missing")))
     expected = torture_products.common(*made)
-    losses = {"metrics.jsonl/step 4 losses/loss": "1.0", "metrics.jsonl/step 8 losses/loss": "0.5"}
-    assert {key: value for key, value in expected.items() if key.endswith("loss")} == losses
-    assert "m.npz/power" in expected and not any(key.endswith("seconds") for key in expected)
+    assert {key for key in expected if key.startswith("metrics")} == {
+        "metrics.jsonl/step 4 losses/there",
+        "metrics.jsonl/step 8 losses/there",
+        "metrics.jsonl/2/score",
+    }
+    assert expected["metrics.jsonl/2/score"] == "1.0" and "m.npz/power" in expected
     assert not torture_products.differing(made[1], expected)
     (tmp_path / "b" / "metrics.jsonl").write_text("\n".join([*lines, lines[1]]))
     found = torture_products.made(tmp_path / "b", ("metrics.jsonl",))
-    assert torture_products.differing(found, expected).startswith("1 missing, as m.npz/power; 3 more, as metrics.jsonl")
+    assert torture_products.differing(found, expected).startswith(
+        "1 missing, as m.npz/power; 1 more, as metrics.jsonl/step"
+    )
 
 
 def test_a_process_that_does_not_end_is_hung(tmp_path):
