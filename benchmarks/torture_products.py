@@ -92,8 +92,9 @@ def products(path: pathlib.Path, name: str = "") -> Products:
 
 
 def made(folder: pathlib.Path, results: tuple[str, ...]) -> Products:
-    """Of some files and folders in `folder`, those that are there."""
-    return {k: v for result in results for k, v in products(folder / result, result).items()}
+    """Of some files and folders in `folder`, those that are there; where it says its own path, that is left out."""
+    found = {k: v for result in results for k, v in products(folder / result, result).items()}
+    return {key: value.replace(str(folder), "") for key, value in found.items()}
 
 
 def common(one: Products, other: Products) -> Products:

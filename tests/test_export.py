@@ -1,5 +1,6 @@
 """An export, read without Orbax and run without this package; bitwise back; and what is wrong with one."""
 
+import hashlib
 import importlib.util
 import io
 import json
@@ -189,6 +190,25 @@ def test_back_into_a_workdir_bitwise(smoke, tmp_path):
     np.testing.assert_array_equal(run.experiment.process.blur(t), exp.process.blur(t))
     with pytest.raises(ValueError, match="holds a run already"):
         export.prepare_import(str(folder), str(workdir))
+    # As a kill before the checkpoint was whole leaves it: the same command begins anew.
+    (workdir / "checkpoints" / "0").rename(workdir / "checkpoints" / "0.orbax-checkpoint-tmp")
+    assert export.import_export(export.prepare_import(str(folder), str(workdir))) == 0
+    jax.tree.map(np.testing.assert_array_equal, runs.load_ema(run)[1], params)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "sampler.stablehlo"])
+def test_its_script_refuses_what_is_damaged(stand_in, tmp_path, name):
+    folder = shutil.copytree(stand_in[0], tmp_path / "e")
+    about = json.loads((folder / "model.json").read_text("utf-8"))
+    for part in (about["weights"], about["sampler"]):  # as --mode=export notes it
+        part["sha256"] = hashlib.sha256((folder / part["file"]).read_bytes()).hexdigest()
+    (folder / "model.json").write_text(json.dumps(about), "utf-8")
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    done = subprocess.run([sys.executable, "sample.py", "1"], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and not (folder / "samples").exists()
+    assert done.stderr == f"error: {folder.resolve() / name} is damaged; copy or make the export again\n"
 
 
 def test_the_whole_program(smoke, tmp_path, monkeypatch):

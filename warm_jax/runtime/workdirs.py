@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shlex
+import shutil
 import tempfile
 
 import numpy as np
@@ -48,8 +49,16 @@ def check_writable(folder: pathlib.Path) -> None:
 
 
 def check_new(workdir: pathlib.Path) -> None:
-    """Makes `workdir`; ValueError where a run lives there already, OSError where nothing can be written."""
-    if (workdir / "config.json").exists() or (workdir / "checkpoints").exists():
+    """Makes `workdir`; ValueError where a run lives there already, OSError where nothing can be written.
+
+    What a conversion left that was ended before it had written its checkpoint is removed.
+    """
+    checkpoints = workdir / "checkpoints"
+    if (workdir / ORIGIN).exists() and not any(path.name.isdigit() for path in checkpoints.glob("*")):
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        for name in ("config.json", "measured.npz"):
+            (workdir / name).unlink(missing_ok=True)
+    if (workdir / "config.json").exists() or checkpoints.exists():
         raise ValueError(f"{workdir} holds a run already; name another --workdir, or remove it")
     check_writable(workdir)
 
