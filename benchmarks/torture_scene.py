@@ -53,7 +53,7 @@ COMMANDS = {
         [*_flags(), "--mode=stats", "--images=zip:set.zip", "--out=stats.npz"], ("stats.npz",), ("prepare",)
     ),
     "sample": Command([*_PLAIN, "--mode=sample", "--seeds=0-39"], ("run/samples",)),
-    "sample ema": Command([*_PLAIN, "--mode=sample", "--seeds=0-7", "--ema=0.15", "--out=of_ema"], ("of_ema",)),
+    "sample ema": Command([*_PLAIN, "--mode=sample", "--seeds=0-7", "--ema=0.11", "--out=of_ema"], ("of_ema",)),
     "evaluate": Command([*_PLAIN, "--mode=evaluate"], ("run/results.jsonl",)),
     "evaluate against": Command(
         [*_PLAIN, "--mode=evaluate", "--config.eval.reference=stats.npz"],
