@@ -9,6 +9,8 @@ import sys
 import numpy as np
 from PIL import Image
 
+from warm_jax.cli import flags
+
 ROOT = pathlib.Path(__file__).parent.parent
 LOCALES = {
     "latin-1": {"PYTHONIOENCODING": "latin-1"},
@@ -40,3 +42,8 @@ def test_output_and_files(tmp_path):
     assert sorted(text.split(":")[0] for text in report["to_prepare"]) == ["br\\xe9.png", "plain.png", "σ.png"]
     said, err = asking.communicate(timeout=270)
     assert asking.returncode == 1 and rb"\u03c3_rel" in said, err  # absl's --help ends so
+
+
+def test_a_name_cannot_command_the_terminal(capsys):
+    assert flags.fail(ValueError("a\x1b[2J\x1b]0;title\x07\u202eb é\udce9.png: not an image"), 2) == 2
+    assert capsys.readouterr().err == "error: a\\x1b[2J\\x1b]0;title\\x07\\u202eb é\\udce9.png: not an image\n"

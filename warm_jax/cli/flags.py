@@ -128,7 +128,7 @@ def fail(error: Exception | str, status: int) -> int:
     lines = str(text).strip().splitlines() or [type(error).__name__]
     if "Traceback (most recent call last)" in str(text):  # of a config file that raised: its last line says why
         lines = [lines[-1].partition("Error: ")[2] or lines[-1]]
-    print(f"error: {' '.join(line.strip() for line in lines)}", file=sys.stderr)
+    print(f"error: {letters.shown(' '.join(line.strip() for line in lines))}", file=sys.stderr)
     return status
 
 

@@ -12,3 +12,8 @@ def escape_unknown_letters() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not where a test or a notebook has put something else
             stream.reconfigure(errors="backslashreplace")
+
+
+def shown(text: str) -> str:
+    """`text` for a terminal: control characters, as a file's name may hold, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
