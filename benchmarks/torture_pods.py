@@ -87,8 +87,10 @@ def _expected(bench: Bench) -> tuple[Products, float]:
             for _ in range(2):
                 folder, began = bench.scene.begin(bench.scene.folder / "pod", *_TRAIN.needs), time.monotonic()
                 found.append(Job(bench, folder).both().result("an undisturbed job"))
-            note.write_text(json.dumps({"products": common(*found), "seconds": time.monotonic() - began}, indent=1))
-        kept = json.loads(note.read_text())
+            note.write_text(
+                json.dumps({"products": common(*found), "seconds": time.monotonic() - began}, indent=1), "utf-8"
+            )
+        kept = json.loads(note.read_text("utf-8"))
         return kept["products"], kept["seconds"]
 
 

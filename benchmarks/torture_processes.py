@@ -64,7 +64,7 @@ class Process:
     def listens(self) -> bool:
         """Whether it handles SIGTERM by now; False also where it has ended."""
         try:
-            text = pathlib.Path(f"/proc/{self.pid}/status").read_text()
+            text = pathlib.Path(f"/proc/{self.pid}/status").read_text("utf-8")
         except OSError:
             return False
         caught = text.partition("SigCgt:")[2].split()
@@ -87,7 +87,7 @@ class Process:
 def _stack(pid: int) -> str:
     """In which kernel functions its threads wait; empty where that cannot be read."""
     try:
-        waits = [(task / "wchan").read_text() for task in pathlib.Path(f"/proc/{pid}/task").iterdir()]
+        waits = [(task / "wchan").read_text("utf-8") for task in pathlib.Path(f"/proc/{pid}/task").iterdir()]
     except OSError:
         return ""
     return f" ({len(waits)} threads: {dict(collections.Counter(waits))})"
@@ -133,7 +133,7 @@ class Runner:
         logs = folder.with_name(folder.name + ".logs")
         logs.mkdir(exist_ok=True)
         path = logs / f"{len(list(logs.glob('*.err')))}_{log}"
-        with (logs / "commands.txt").open("a") as file:
+        with (logs / "commands.txt").open("a", encoding="utf-8") as file:
             line = [sys.executable, *([] if script else [str(PROGRAM)]), *arguments]
             file.write(f"cd {folder} && PYTHONPATH={ROOT} {shlex.join(line)}\n")
         if new or script:
@@ -141,7 +141,10 @@ class Runner:
         return self._fork(folder, arguments, path, self.environment | more)
 
     def _new(self, folder: pathlib.Path, line: list[str], path: pathlib.Path, environment: dict) -> Process:
-        with path.with_suffix(".out").open("w") as out, path.with_suffix(".err").open("w") as error:
+        with (
+            path.with_suffix(".out").open("w", encoding="utf-8") as out,
+            path.with_suffix(".err").open("w", encoding="utf-8") as error,
+        ):
             started = subprocess.Popen(
                 line,
                 cwd=folder,

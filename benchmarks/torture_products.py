@@ -6,7 +6,7 @@ import pathlib
 import zipfile
 
 import numpy as np
-import tensorstore as ts
+from tensorstore import KvStore
 from torture_processes import Process, TrialError, Verdict
 
 Products = dict[str, str]  # path in the folder, of a file with parts also the part -> a digest, or a value
@@ -45,7 +45,7 @@ def _of_rows(rows: list[dict], name: str) -> Products:
 
 def _of_item(path: pathlib.Path, name: str) -> Products:
     """The chunks of the arrays of a checkpoint's item, as they are stored: by TensorStore alone."""
-    store = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{path.resolve()}/"}).result()
+    store = KvStore.open({"driver": "ocdbt", "base": f"file://{path.resolve()}/"}).result()
     keys = sorted(key.decode() for key in store.list().result())
     return {f"{name}/{key}": _digest(store.read(key).result().value) for key in keys}
 

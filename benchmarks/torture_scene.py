@@ -96,7 +96,7 @@ MODES = tuple(name for name in COMMANDS if " " not in name)
 def _photographs(folder: pathlib.Path, count: int = 40) -> None:
     """The first bundled images as PNG files, read from their IDX file."""
     path = ROOT / "warm_jax" / "data" / "bundled" / "t10k-images-idx3-ubyte.gz"
-    with gzip.open(path) as file:
+    with gzip.open(path, "rb") as file:
         pixels = np.frombuffer(file.read(16 + count * 784)[16:], np.uint8).reshape(count, 28, 28)
     folder.mkdir()
     for number, image in enumerate(pixels):
@@ -160,7 +160,7 @@ class Scene:
         with self._lock:
             note = self.folder / f"{'_'.join((*before, name)).replace(' ', '-')}{change and '-' + change}.json"
             if note.exists():
-                kept = json.loads(note.read_text())
+                kept = json.loads(note.read_text("utf-8"))
                 return kept["products"], kept["seconds"]
             found, seconds = [], []
             for new in (False, True):
@@ -175,7 +175,7 @@ class Scene:
                 raise RuntimeError(f"{name}: two undisturbed runs have nothing in common")
             kept = {"products": products, "seconds": seconds}
             kept["left out"] = sorted(found[0].keys() - products.keys())
-            note.write_text(json.dumps(kept, indent=1))
+            note.write_text(json.dumps(kept, indent=1), "utf-8")
             return products, kept["seconds"]
 
 

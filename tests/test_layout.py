@@ -197,7 +197,14 @@ def _texts(path):
             continue
         name = getattr(node.func, "attr", getattr(node.func, "id", ""))
         owner = getattr(getattr(node.func, "value", None), "id", "")
-        if name not in ("open", "read_text", "write_text") or owner in ("Image", "lmdb", "tarfile", "zipfile", "os"):
+        if name not in ("open", "read_text", "write_text") or owner in (
+            "Image",
+            "KvStore",
+            "lmdb",
+            "tarfile",
+            "zipfile",
+            "os",
+        ):
             continue
         place = {"read_text": 0, "write_text": 1, "open": 1 if isinstance(node.func, ast.Name) else 0}[name]
         inside = [part for arg in node.args for part in ast.walk(arg)]  # of a mode that is chosen too
