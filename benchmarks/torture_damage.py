@@ -50,8 +50,8 @@ def _damage(path: pathlib.Path, rng: random.Random, cut: bool) -> str:
 def _names(folder: pathlib.Path, path: pathlib.Path) -> tuple[str, ...]:
     """Any of these names a damaged file: its own name, or that of a folder that it is a part of."""
     within = path.relative_to(folder)
-    if within.name == "config.json":  # a key with another name is a config that does not fit
-        return within.name, "the checkpoints in"
+    if within.name in ("config.json", "data.json"):  # another key or value of theirs does not fit the run
+        return within.name, "the checkpoints in run", "since run was begun"
     return (
         within.name,
         *(str(parent) for parent in within.parents if len(parent.parts) > 1 or str(parent) == "export"),

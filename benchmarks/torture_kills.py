@@ -74,7 +74,7 @@ def _caught(bench: Bench, rng: random.Random, folder: pathlib.Path, name: str) -
     """The command at some moment of its life, and which; one that was faster than the moment is started again."""
     seconds, command = bench.scene.expected(name)[1], COMMANDS[name]
     for part in (1.0, 0.7, 0.5, 0.3):
-        new = rng.random() < 0.3
+        new = rng.random() < 0.15
         process = bench.scene.start(folder, name, new)
         moment = wait_for_a_moment(process, folder, part * seconds[new], rng)
         if not process.done.is_set():

@@ -12,7 +12,7 @@ from test_damage import flipped
 from warm_jax.convert import bundle
 from warm_jax.evaluation import reference
 from warm_jax.metrics import moments
-from warm_jax.runtime import jsonl, log, workdirs
+from warm_jax.runtime import jsonl, log, pictures, workdirs
 from warm_jax.sampling import store
 from warm_jax.weights import archives
 
@@ -155,6 +155,25 @@ def test_a_full_disk_names_the_file_and_what_to_do(tmp_path, monkeypatch):
 
 
 # ── What is there already ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_damaged_image_is_drawn_again(tmp_path, capsys):
+    """200 flips and 50 cuts of a PNG: it is missing, or the image that was drawn."""
+    rng, made, seeds = random.Random(0), {"steps": 1}, np.arange(2)
+    folder = store.Folder(tmp_path, made)
+    folder.begin()
+    images = np.random.RandomState(0).randint(0, 256, (2, 8, 8, 3)).astype(np.uint8)
+    folder.add(seeds, store.Samples(images, seeds, 1))
+    path, redrawn = tmp_path / "000001.png", 0
+    content = path.read_bytes()
+    for number in range(250):
+        path.write_bytes(flipped(content, rng) if number < 200 else content[: rng.randrange(len(content))])
+        missing = store.Folder(tmp_path, made).missing(seeds).tolist()
+        assert missing in ([], [1])
+        if not missing:
+            np.testing.assert_array_equal(pictures.load_png(path), images[1])
+        redrawn += len(missing)
+    assert redrawn > 200 and f"{path} is damaged; drawing it again" in capsys.readouterr().out
 
 
 def test_samples_of_other_settings_stay_until_the_new_can_be_drawn(tmp_path):

@@ -3,6 +3,7 @@
 import io
 import math
 import pathlib
+import struct
 
 import jax.numpy as jnp
 import numpy as np
@@ -88,6 +89,16 @@ def save_png(path: pathlib.Path, image: UInt8[np.ndarray, "h w c"], scale: int =
     content = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(content, format="PNG")
     archives.write_atomically(path, content.getvalue())
+
+
+def is_whole(path: pathlib.Path) -> bool:
+    """Whether a PNG is there and the sums of its parts are right; its pixels are not unpacked."""
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            image.verify()
+        return True
+    except (OSError, SyntaxError, ValueError, struct.error):  # what Pillow makes of damaged ones
+        return False
 
 
 def load_png(path: pathlib.Path) -> UInt8[np.ndarray, "h w c"]:

@@ -51,9 +51,16 @@ class Folder:
         return self._out / f"{seed:06d}.png"
 
     def missing(self, seeds: np.ndarray) -> np.ndarray:
-        """Those of `seeds` that are still to be drawn."""
-        left = [seed for seed in seeds.tolist() if self._stale or not self._path(seed).exists()]
-        return np.array(left, seeds.dtype)
+        """Those of `seeds` that are still to be drawn, a damaged one too."""
+        return np.array([seed for seed in seeds.tolist() if self._stale or not self._is_whole(seed)], seeds.dtype)
+
+    def _is_whole(self, seed: int) -> bool:
+        path = self._path(seed)
+        if not path.exists():
+            return False
+        if not (whole := pictures.is_whole(path)):
+            log.say(f"{path} is damaged; drawing it again")
+        return whole
 
     def add(self, seeds: np.ndarray, samples: Samples) -> None:
         """Keeps one batch."""
