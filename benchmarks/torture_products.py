@@ -36,7 +36,7 @@ def _of_rows(rows: list[dict], name: str) -> Products:
     """
     found: Products = {}
     for number, row in enumerate(rows):
-        losses = "step" in row and "loss" in row
+        losses = "step" in row and any(key.startswith("loss") for key in row)
         at = f"{name}/step {row['step']}{' losses' * losses}" if "step" in row else f"{name}/{number}"
         at += _TWICE * any(key.startswith(f"{at}/") for key in found)
         found |= {f"{at}/there": "yes"} if losses else _of_json(row, at)

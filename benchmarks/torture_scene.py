@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import hashlib
 import json
 import pathlib
 import shutil
@@ -103,16 +104,24 @@ def _photographs(folder: pathlib.Path, count: int = 40) -> None:
         Image.fromarray(image).save(folder / f"{number:03}.png")
 
 
+def _version() -> str:
+    """A digest of the program's source: another version may make other bytes, as lines in what it exports."""
+    code = hashlib.sha256()
+    for path in sorted((ROOT / "warm_jax").rglob("*.py")):
+        code.update(f"{path.relative_to(ROOT)} ".encode() + path.read_bytes())
+    return code.hexdigest()[:8]
+
+
 class Scene:
     """Folders in which some of the commands were run, made when they are first asked for and kept for the next time.
 
     Args:
-      workdir: Of the benchmark; the folders are in `workdir`/scenes.
+      workdir: Of the benchmark; the folders are in `workdir`/scenes, apart for each version of the program.
       runner: What runs the commands.
     """
 
     def __init__(self, workdir: pathlib.Path, runner: Runner):
-        self.folder, self.runner, self._lock = workdir / "scenes", runner, threading.RLock()
+        self.folder, self.runner, self._lock = workdir / "scenes" / _version(), runner, threading.RLock()
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def begin(self, folder: pathlib.Path, *before: str) -> pathlib.Path:

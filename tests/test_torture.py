@@ -80,7 +80,7 @@ def test_a_refusal_is_one_line_that_names_the_file(tmp_path, status, said, what)
 
 
 def test_what_two_runs_have_in_common_must_be_there(tmp_path):
-    rows = [{"step": 4, "loss": 1.0}, {"step": 8, "loss": 0.5}, {"score": 1.0}]
+    rows = [{"step": 4, "loss/blurred": 1.0}, {"step": 8, "loss/blurred": 0.5}, {"score": 1.0}]
     made = []
     for name, seconds in (("a", 1.5), ("b", 2.5)):
         folder = tmp_path / name
