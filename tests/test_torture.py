@@ -184,10 +184,11 @@ def test_a_failure_keeps_its_folder_and_says_how_to_repeat_it(tmp_path, capsys, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_short_form(tmp_path):
     """Some of the kinds, once each: nothing is lost, silent, hung or failed."""
     kinds = "kill: train,signal: sample,flip: checkpoint,cut off: export,two at once: prepare,stranger: garbage"
     line = [sys.executable, "benchmarks/torture.py", f"--workdir={tmp_path}", "--minutes=1", "--patience=60"]
-    done = subprocess.run([*line, f"--only={kinds}"], cwd=ROOT, capture_output=True, text=True, timeout=280)
+    done = subprocess.run([*line, f"--only={kinds}"], cwd=ROOT, capture_output=True, text=True, timeout=880)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert "| **all** |" in done.stdout and "| kill: train |" in done.stdout
