@@ -107,6 +107,23 @@ def test_colour_conversions(tmp_path):
     np.testing.assert_allclose(found[0][..., 0], luma, atol=1)
 
 
+@pytest.mark.parametrize("suffix", [".zip", ".arrayrecord"])
+def test_grey_among_colour_becomes_rgb(tmp_path, suffix):
+    """Where no channels are asked for; whichever comes first, and the manifest's hashes are of what is in the file."""
+    pytest.importorskip("array_record") if suffix != ".zip" else None
+    colour, grey = picture(8, 8), picture(8, 8, 1).convert("L")
+    expected = [np.repeat(np.asarray(grey)[..., None], 3, axis=2), np.asarray(colour)]
+    out = tmp_path / f"out{suffix}"
+    found = run(write(tmp_path / "in.zip", [grey, colour, grey], [2, 0, 1]), out)
+    pixels, labels = found.read(np.arange(3))
+    np.testing.assert_array_equal(pixels, [expected[0], expected[1], expected[0]])
+    described = manifest.read(out)
+    assert labels.tolist() == [2, 0, 1] and described.image_shape == (8, 8, 3)
+    assert [digest for _, _, digest in described.files] == [manifest.hash_pixels(image) for image in pixels]
+    assert prepare.run(write(tmp_path / "in.zip", [grey, grey]), str(tmp_path / "grey.zip"), progress=False) == 0
+    assert open_source(f"zip:{tmp_path / 'grey.zip'}").image_shape == (8, 8, 1)
+
+
 def test_the_manifest_says_what_was_done(tmp_path):
     spec = write(tmp_path / "in.zip", [picture(8, 8, i) for i in range(3)], [0, 1, 0])
     for out in (tmp_path / "out.zip", tmp_path / "out.arrayrecord"):
@@ -194,7 +211,7 @@ def test_broken_images(tmp_path, caplog):
 
 def test_mixed_sizes_and_wrong_arguments(tmp_path):
     spec = write(tmp_path / "in.zip", [picture(8, 8), picture(8, 9)])
-    with pytest.raises(ValueError, match=r"001.png is 8×9×3, those before it are 8×8×3; give an image_size"):
+    with pytest.raises(ValueError, match=r"001.png is 8×9×3, those before it are 8×8×3; delete .*, and give --im"):
         run(spec, tmp_path / "out.zip")
     with pytest.raises(ValueError, match=r"001.png: 8×9 is not of the proportions 4×4"):
         run(spec, tmp_path / "none.zip", image_size=4, crop="none")

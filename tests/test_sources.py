@@ -519,6 +519,19 @@ def test_the_command_that_prepares_is_one_that_can_be_typed(tmp_path, monkeypatc
     assert open_source(rest.partition(",")[0], image_size=4, channels=1).image_shape == (4, 4, 1)
 
 
+def test_sizes_that_differ_where_none_is_wished(tmp_path, monkeypatch):
+    """The first image's is nobody's wish, and so in no command: a usual one is, and both images are named."""
+    shapes = [(70, 90), (102, 185), (80, 66)]
+    photos = {f"{i}.png": encode(RANDOM.randint(0, 256, (*s, 3)).astype(np.uint8)) for i, s in enumerate(shapes)}
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "photos", photos)
+    source = open_source("photos")
+    with pytest.raises(ValueError, match=r"photos: 1.png: is 102×185 pixels, not 70×90 as 0.png; run once: ") as caught:
+        source.read(np.arange(3))
+    assert "--image_size=64 --out=data/photos-64x64.zip" in str(caught.value)
+    assert "FILE.py" not in str(caught.value) and "--channels" not in str(caught.value)
+
+
 def test_arrays_beyond_memory_or_packed_beyond_reason(tmp_path, monkeypatch):
     """Known from headers, before anything is unpacked."""
     monkeypatch.setattr(arrays, "_PACKED_LIMIT", 1 << 22)  # in place of 256 MiB, for a small file

@@ -86,7 +86,9 @@ ANALYSIS = flags.DEFINE_string(
     "analysis", "all", "spectra, corruption, learning, manifold, sweep, solvers, report (a page of the workdir) or all."
 )
 IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Side to resize to; default: the config's, or as it is.")
-CHANNELS = flags.DEFINE_integer("channels", None, "1 grey or 3 RGB; default: the config's, or as it is.")
+CHANNELS = flags.DEFINE_integer(
+    "channels", None, "1 grey or 3 RGB; default: the config's; or grey, if all images are, else RGB."
+)
 CROP = flags.DEFINE_enum("crop", "center", ["center", "none"], "How to make images square: center, or none.")
 ON_ERROR = flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "What to do with broken images: raise or skip.")
 TOPOLOGY = flags.DEFINE_string(

@@ -1,8 +1,9 @@
 """`--mode=prepare`: any set of images to one file of equal PNGs, the same wherever and however often it is run.
 
 An image is made grey or RGB (by the rules in `data/decoding.py`), cropped to the target's proportions about its centre,
-and resized with Lanczos' filter: what EDM's data sets are made with. The result is a zip in EDM's layout, or an
-ArrayRecord, with a manifest beside it that holds the settings and a hash of each image's pixels.
+and resized with Lanczos' filter: what EDM's data sets are made with. Where neither is asked for, grey images stay grey,
+unless others are RGB. The result is a zip in EDM's layout, or an ArrayRecord, with a manifest beside it that holds the
+settings and a hash of each image's pixels.
 
 Work is done in chunks, in `FILE.partial/`; when the same command is given again, finished chunks are not done again.
 The file appears when it is whole, and is the same, byte for byte, as from an uninterrupted run.
@@ -41,10 +42,10 @@ def run(
 ) -> int:
     """Write the images of source `images` to `out` (.zip or .arrayrecord) and its manifest; 0 when that is done.
 
-    `image_size` (a side, or height and width) and `channels` (1 or 3) None leave them as they are, if they are the same
-    for all images. `crop` is "center", or "none" where the proportions fit already. With `on_error="skip"` broken
-    images are left out, and listed in the manifest; otherwise the first raises ValueError. `workers` threads, by
-    default one a core.
+    `image_size` (a side, or height and width) None leaves sizes as they are, if they are the same for all images.
+    `channels` (1 or 3) None leaves grey images grey, unless some are RGB: then all are. `crop` is "center", or "none"
+    where the proportions fit already. With `on_error="skip"` broken images are left out, and listed in the manifest;
+    otherwise the first raises ValueError. `workers` threads, by default one a core.
     """
     target = pathlib.Path(out).expanduser()
     _check_arguments(target, image_size, channels, crop, on_error)
@@ -193,6 +194,12 @@ def _read_chunks(chunks: list[pathlib.Path]) -> Iterator[tuple[list, bytes]]:
                 yield description, archive.read(str(description[0]))
 
 
+def _shapes(chunks: list[pathlib.Path]) -> Iterator[list[int]]:
+    for path in chunks:
+        with zipfile.ZipFile(path) as archive:
+            yield from (found for _, found, _, _ in json.loads(archive.read("chunk.json"))["images"])
+
+
 def _skipped(chunks: list[pathlib.Path]) -> list[str]:
     skipped = []
     for path in chunks:
@@ -206,13 +213,17 @@ def _assemble(
 ) -> tuple[int, list[str]]:
     """All chunks in one file; the count, and what was skipped. The manifest comes first: no file is without one."""
     whole, described, shape = partial / ("whole" + target.suffix), [], None
+    mixed = settings["channels"] is None and len({found[2] for found in _shapes(chunks)}) > 1
     writer = _ZipWriter(whole) if target.suffix == ".zip" else _ArrayRecordWriter(whole)
     for (index, found, label, digest), content in _read_chunks(chunks):
+        if mixed and found[2] == 1:
+            pixels = np.repeat(decoding.decode(content, items.name(index)), 3, axis=2)
+            found, digest, content = list(pixels.shape), manifest.hash_pixels(pixels), decoding.encode_png(pixels)
         shape = shape or found
         if found != shape:
             raise ValueError(
                 f"{items.spec}: {items.name(index)} is {'×'.join(map(str, found))}, those before it are "
-                f"{'×'.join(map(str, shape))}; give an image_size, and channels; then delete {partial}"
+                f"{'×'.join(map(str, shape))}; delete {partial}, and give --image_size"
             )
         name = f"{len(described) // 1000:05d}/img{len(described):08d}.png"
         writer.write(name, content)

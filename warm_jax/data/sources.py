@@ -56,12 +56,17 @@ _SIDES = (32, 64, 128, 256, 512)  # that are suggested
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Decoded:
-    """A source that decodes each image when it is read. `kept` are the numbers of the images that were not skipped."""
+    """A source that decodes each image when it is read.
+
+    `kept` are the numbers of the images that were not skipped; `size` and `channels` are what was asked for.
+    """
 
     items: Items
     image_shape: tuple[int, int, int]
     kept: np.ndarray
     skipped: tuple[str, ...] = ()
+    size: tuple[int, int] | None = None
+    channels: int | None = None
 
     @property
     def spec(self) -> str:
@@ -88,8 +93,20 @@ class Decoded:
         pixels = np.empty((len(indices), *self.image_shape), np.uint8)
         labels = np.empty(len(indices), np.int32)
         for row, index in enumerate(self.kept[indices].tolist()):
-            pixels[row], labels[row] = _decode(self.items, index, self.image_shape)
+            found, labels[row] = _pixels(self.items, index, self.size, self.channels)
+            if found.shape != self.image_shape:
+                self._refuse(index, found.shape)
+            pixels[row] = found
         return pixels, labels
+
+    def _refuse(self, index: int, shape: tuple[int, ...]) -> None:
+        name = f"{self.spec}: {self.items.name(index)}"
+        _check_shape(name, shape, self.size, self.channels, self.items)
+        (height, width, depth), first = self.image_shape, self.items.name(int(self.kept[0]))
+        remedy = _remedy(self.items, self.size, self.channels)
+        if shape[:2] != (height, width):
+            raise ValueError(f"{name}: is {shape[0]}×{shape[1]} pixels, not {height}×{width} as {first}; {remedy}")
+        raise ValueError(f"{name}: has {shape[2]} channels, not {depth} as {first}; {remedy}")
 
 
 def open_source(
@@ -118,7 +135,7 @@ def open_source(
         return _skipping(items, size, channels)
     pixels, _ = _pixels(items, 0, size, channels)
     _check_shape(f"{items.spec}: {items.name(0)}", pixels.shape, size, channels, items)
-    return Decoded(items, pixels.shape, np.arange(len(items)))
+    return Decoded(items, pixels.shape, np.arange(len(items)), (), size, channels)
 
 
 def open_items(spec: str) -> Items:
@@ -176,13 +193,6 @@ def _pixels(
         raise ValueError(f"{error}; {_remedy(items, size, channels)}") from error
 
 
-def _decode(items: Items, index: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, int]:
-    pixels, label = _pixels(items, index, shape[:2], shape[2])
-    if pixels.shape != shape:
-        _check_shape(f"{items.spec}: {items.name(index)}", pixels.shape, shape[:2], shape[2], items)
-    return pixels, label
-
-
 def _skipping(items: Items, size: tuple[int, int] | None, channels: int | None) -> Decoded:
     """All images are decoded, 256 at a time in threads; the commonest shape is kept where none is wished."""
 
@@ -214,7 +224,7 @@ def _skipping(items: Items, size: tuple[int, int] | None, channels: int | None) 
     if skipped:
         listed = "; ".join(skipped[:10]) + ("; …" if len(skipped) > 10 else "")
         logging.warning("%s: skipped %d of %d images: %s", items.spec, len(skipped), len(items), listed)
-    return Decoded(items, shape, kept, skipped)
+    return Decoded(items, shape, kept, skipped, size, channels)
 
 
 def _check_shape(
