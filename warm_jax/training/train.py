@@ -76,8 +76,8 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, init_from: str = "", prof
     source = _open_source(config)
     if config.data.num_classes not in (0, source.num_classes):
         raise ValueError(
-            f"data.num_classes is {config.data.num_classes}, {source.spec} has {source.num_classes} classes; "
-            f"set it to {source.num_classes}, or to 0 to ignore classes"
+            f"data.num_classes is {config.data.num_classes}, {source.spec} has {source.num_classes} classes; set it to "
+            + (f"{source.num_classes}, or to 0 to ignore classes" if source.num_classes else "0")
         )
     workdirs.check_writable(workdir)
     if (workdir / workdirs.ORIGIN).exists():
