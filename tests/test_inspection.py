@@ -11,8 +11,10 @@ import scipy.fft
 from PIL import Image
 
 from warm_jax.analysis import inspection, spectra
+from warm_jax.cli import flags
 from warm_jax.data.sources import open_items
 from warm_jax.diffusion import radial
+from warm_jax.runtime import log
 
 
 def encode(pixels, **options):
@@ -158,3 +160,20 @@ def test_nothing_readable_and_a_limit(tmp_path):
     assert report["inspected"] == 1 and report["count"] == 2 and len(report["broken"]) == 1
     with pytest.raises(ValueError, match="at least 1"):
         run(f"zip:{tmp_path / 'set.zip'}", tmp_path / "out", limit=0)
+
+
+def test_names_cannot_command_the_terminal(tmp_path, capsys):
+    """ESC begins a colour, BEL rings, U+202E turns the line round; and the lock of whoever writes is no result."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a/\x1b[31m\x07\u202eé.png", b"no image")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".writer.lock").write_text("{}")
+    assert inspection.run(f"zip:{tmp_path / 'a.zip'}", str(tmp_path / "out"), progress=False) == 0
+    said = capsys.readouterr().out
+    assert r"a/\x1b[31m\x07\u202eé.png: not a readable" in said and "\x1b" not in said and "\u202e" not in said
+    assert "written: report.json in" in said
+    assert flags.fail(ValueError("a\x1b]0;title\x07\nb×"), 2) == 2
+    assert capsys.readouterr().err == "error: a\\x1b]0;title\\x07 b×\n"
+    log.warn("a\x1b[31m")
+    log.say("b\x1b[31m\nc")
+    assert capsys.readouterr() == ("b\\x1b[31m\nc\n", "WARNING: a\\x1b[31m\n")

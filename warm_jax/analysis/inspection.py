@@ -21,6 +21,7 @@ from warm_jax.analysis import spectra
 from warm_jax.data import arrays, decoding, sources
 from warm_jax.data.arrays import Items
 from warm_jax.diffusion import radial
+from warm_jax.runtime import letters
 
 _SPECTRUM_IMAGES = 10_000  # as analysis.images, so that both quote the same slope …
 _SPECTRUM_PIXELS, _SPECTRUM_SIDE = 2**27, 256  # … but of large images fewer, and the middle of them
@@ -62,8 +63,8 @@ def run(images: str, out: str, *, limit: int | None = None, workers: int | None 
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     # A path that is not UTF-8 has lone surrogates, which JSON can only escape.
     (folder / "report.json").write_text(text, encoding="utf-8", errors="backslashreplace")
-    print(_text(report))
-    print(f"written: {', '.join(sorted(p.name for p in folder.iterdir()))} in {folder}")
+    written = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))  # without its lock
+    print(letters.printable(f"{_text(report)}\nwritten: {', '.join(written)} in {folder}"))
     return 0
 
 

@@ -10,10 +10,11 @@ import sys
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from warm_jax.cli import flag_table, letters, overrides, usage
+from warm_jax.cli import flag_table, overrides, usage
 from warm_jax.cli.flag_table import MODES, OF_A_RUN, WITHOUT_CONFIG
 from warm_jax.data import buckets
 from warm_jax.experiments import config_files
+from warm_jax.runtime import letters
 
 # These save what they have, and leave, at a signal.
 SAVING = ("train", "sample", "restore", "evaluate", "compare", "analyze")
@@ -130,7 +131,7 @@ def fail(error: Exception | str, status: int) -> int:
     lines = str(text).strip().splitlines() or [type(error).__name__]
     if "Traceback (most recent call last)" in str(text):  # of a config file that raised: its last line says why
         lines = [lines[-1].partition("Error: ")[2] or lines[-1]]
-    print(f"error: {letters.shown(' '.join(line.strip() for line in lines))}", file=sys.stderr)
+    print(f"error: {letters.printable(' '.join(line.strip() for line in lines))}", file=sys.stderr)
     return status
 
 

@@ -113,6 +113,9 @@ def save(out, images, seeds, classes):
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not in a notebook
+            stream.reconfigure(errors="backslashreplace")  # where the terminal knows no ×
     asked = parse()
     seeds = np.array(asked.seeds, np.uint32)
     save(asked.out, draw(seeds, asked.classes, asked.batch), seeds, asked.classes)

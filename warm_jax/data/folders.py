@@ -35,8 +35,9 @@ def canonical(name: str) -> str:
 
 
 def printable(name: str) -> str:
-    r"""A path that can be written anywhere: bytes that are not UTF-8 as `\xe9`."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    r"""A path that can be written anywhere: bytes that are not UTF-8 as `\xe9`, control characters as `\x1b`."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def is_image(name: str) -> bool:

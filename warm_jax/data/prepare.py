@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from warm_jax.data import decoding, files, manifest, records, sources
+from warm_jax.data import decoding, files, folders, manifest, records, sources
 from warm_jax.data.arrays import Items
 
 CHUNK = 1024
@@ -70,7 +70,7 @@ def run(
     shutil.rmtree(partial)
     if skipped:
         listed = "; ".join(skipped[:10]) + ("; …" if len(skipped) > 10 else "")
-        logging.warning("%s: skipped %d of %d images: %s", images, len(skipped), len(items), listed)
+        logging.warning("%s: skipped %d of %d images: %s", images, len(skipped), len(items), folders.printable(listed))
     print(f"{target}: {count} images, and {manifest.beside(target).name}")
     return 0
 

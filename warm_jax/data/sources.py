@@ -223,7 +223,9 @@ def _skipping(items: Items, size: tuple[int, int] | None, channels: int | None) 
     )
     if skipped:
         listed = "; ".join(skipped[:10]) + ("; …" if len(skipped) > 10 else "")
-        logging.warning("%s: skipped %d of %d images: %s", items.spec, len(skipped), len(items), listed)
+        logging.warning(
+            "%s: skipped %d of %d images: %s", items.spec, len(skipped), len(items), folders.printable(listed)
+        )
     return Decoded(items, shape, kept, skipped, size, channels)
 
 

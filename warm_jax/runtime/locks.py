@@ -33,7 +33,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from warm_jax.runtime import pod
+from warm_jax.runtime import letters, pod
 from warm_jax.weights import archives
 
 BEAT, DEAD = 15.0, 90.0  # seconds
@@ -139,7 +139,9 @@ def _named(holder: dict[str, object]) -> str:
     if not holder:
         return "a writer that did not say who it is"
     text = "--mode={mode} on host {host} (process {process}) since {since}"
-    return text.format_map({key: str(holder.get(key, "?"))[:100] for key in ("mode", "host", "process", "since")})
+    return letters.printable(
+        text.format_map({key: str(holder.get(key, "?"))[:100] for key in ("mode", "host", "process", "since")})
+    )
 
 
 def _make(path: pathlib.Path, me: dict[str, object]) -> bool:

@@ -10,12 +10,14 @@ import jax
 import tensorboardX
 from tqdm import tqdm
 
+from warm_jax.runtime import letters
 from warm_jax.weights import archives
 
 
 def say(text: str) -> None:
     """Prints lines above any progress bar, from the first process only."""
     if jax.process_index() == 0:
+        text = letters.printable(text)
         if sys.stderr.isatty():
             tqdm.write(text)
         else:
@@ -25,7 +27,7 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """Prints a warning to stderr, from every process: each may have its own trouble."""
     where = f" (process {jax.process_index()})" if jax.process_count() > 1 else ""
-    tqdm.write(f"WARNING{where}: {text}", file=sys.stderr)
+    tqdm.write(f"WARNING{where}: {letters.printable(text)}", file=sys.stderr)
 
 
 class _Lines:

@@ -44,7 +44,11 @@ def require_checkpoint(workdir: pathlib.Path, step: int) -> None:
     """Raises FileNotFoundError where `workdir` has no checkpoint of `step`, or none at all (-1: any will do)."""
     found = checkpoint_steps(workdir)
     if not found:
-        raise FileNotFoundError(f"no checkpoint in {workdir / 'checkpoints'}; train first, or name another --workdir")
+        flags = () if (workdir / "config.json").exists() else ("--config=NAME",)
+        raise FileNotFoundError(
+            f"no checkpoint in {workdir / 'checkpoints'}; train first ({workdirs.command(workdir, *flags)}), or name "
+            "another --workdir"
+        )
     if step != -1 and step not in found:
         raise FileNotFoundError(f"no checkpoint of step {step} in {workdir}; there are {sorted(found)}")
 

@@ -1,4 +1,4 @@
-"""What is printed, whatever the terminal can show."""
+"""What is printed: letters that the terminal can show, and none that it obeys."""
 
 import io
 import sys
@@ -14,6 +14,9 @@ def escape_unknown_letters() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def shown(text: str) -> str:
-    """`text` for a terminal: control characters, as a file's name may hold, as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def printable(text: str) -> str:
+    r"""`text` with all but printable letters, tabs and new lines as escapes, as in `\x1b`.
+
+    Names of files, also those in an archive of somebody else, may hold control characters, which a terminal obeys.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
