@@ -173,12 +173,10 @@ def test_pfgmpp_is_not_hot(tmp_path):
     """Its noise has heavy tails, of as many dimensions as its file says; its config's name says so."""
     file = write(tmp_path / "a.pkl", small(pfgmpp=True, D=128))
     pfgmpp = cifar10.get_config("pfgmpp")
-    made = from_edm.prepare(
-        file, str(tmp_path / "run"), "", None, lambda name: {"configs/cifar10.py:pfgmpp": pfgmpp}[name]
-    )
+    made = from_edm.prepare(file, str(tmp_path / "run"), "", None, lambda name: {"cifar10:pfgmpp": pfgmpp}[name])
     assert made.experiment.config.process.system == "pfgmpp"
     assert made.experiment.config.process.augmented_dims == 128.0 and made.origin["format"].startswith("PFGM++")
-    assert all("configs/cifar10.py:pfgmpp " in command for command in made.commands)
+    assert "--config=cifar10:pfgmpp " in made.commands[1]
     with pytest.raises(ValueError, match=r"PFGM\+\+ \(D = 128\).*add :pfgmpp"):
         from_edm.prepare(file, str(tmp_path / "other"), "configs/cifar10.py:hot", cifar10.get_config("hot"), load)
     with pytest.raises(ValueError, match="EDM is hot diffusion"):
@@ -195,13 +193,13 @@ def test_the_networks_noise_levels_bound_the_samplers(tmp_path, bounds, levels):
     made = from_edm.prepare(file, str(tmp_path / "run"), "", None, load)
     grid = made.experiment.sampled.levels(5)
     assert (grid[-2], grid[0]) == pytest.approx(levels)
-    assert ("--config.process.beta_max=50.5" in made.commands[0]) == (levels[1] == 50.5)
+    assert ("--config.process.beta_max=50.5" in made.commands[1]) == (levels[1] == 50.5)
 
 
 def test_which_config_and_how_it_samples_is_said(tmp_path):
     file = write(tmp_path / "a.pkl", small(side=16))
     made = from_edm.prepare(file, str(tmp_path / "run"), "", None, load)
-    assert "configs/cifar10.py:hot, which is for 32 pixels and not for this network's 16" in made.chosen
+    assert "config: cifar10:hot, which is for 32 pixels and not for this network's 16" in made.chosen
     assert (
         "heun, 18 steps, noise from 80 down to 0.002, rho 7" in made.chosen and "--config.sample.steps" in made.chosen
     )

@@ -414,7 +414,7 @@ def test_wrong_input_of_a_real_process(environment, tmp_path):
 
 
 def test_failing_while_it_runs_is_one_line_too(run, tmp_path, monkeypatch):
-    def fail(run):
+    def fail(run, **hooks):
         raise FloatingPointError("the loss has not been finite\nfor 5 steps")
 
     monkeypatch.setattr("warm_jax.training.train.train", fail)

@@ -30,6 +30,9 @@ def _output(mode: str, workdir: pathlib.Path) -> locks.Output | None:
         return locks.file(workdir / "compare.jsonl", ("compare.md", "compare.png"))
     if mode in _DEFAULTS:
         target = out or workdir / _DEFAULTS[mode]
+        picture = target.suffix.lower() in (".png", ".jpg", ".jpeg")
+        if mode == "restore" and picture and not target.exists():  # refused, before a lock would make such a folder
+            return None
         return locks.file(target) if mode == "sample" and target.suffix in (".npz", ".png") else locks.folder(target)
     if mode in ("prepare", "stats", "convert") and out is not None:
         return locks.file(out)

@@ -222,8 +222,6 @@ def train(
             log.say(f"{preemption.requested()}: {saved}; the same command goes on from there")
             return preemption.EXIT_AGAIN
         log.say(f"trained to step {step}" + (f"; samples: {draw(step, state.ema)}" if final_grid else ""))
-        if final_grid:
-            log.say(f"draw more: {workdirs.command(run.workdir, '--mode=sample', '--seeds=0-99')}")
         if begun < step:
             _write_score(score, step, state, metrics, settings.evaluate_every)
         if at_end is not None and jax.process_index() == 0:
@@ -231,6 +229,8 @@ def train(
                 log.say(f"report: {at_end(run.workdir)}")
             except (OSError, ValueError) as error:
                 log.warn(f"no report was written ({error}); --mode=analyze --analysis=report writes it")
+        if final_grid:
+            log.say(f"draw more: {workdirs.command(run.workdir, '--mode=sample', '--seeds=0-99')}")
         return 0
     finally:
         metrics.close()
