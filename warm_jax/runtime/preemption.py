@@ -202,6 +202,8 @@ def at_once(kept: str) -> Iterator[None]:
     For what takes long and would lose nothing, as compiling. Of one among several processes, and in a script or a
     notebook, the signal is only noted.
     """
+    if received() and _whole_process:
+        _answered.wait(1.0)  # by what was true when it came
     _texts.append(kept)
     try:
         if received() and _leaves_at_once():
