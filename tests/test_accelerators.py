@@ -210,6 +210,8 @@ ENTRY %main (a: f32[1000000], b: f32[1000]) -> f32[1000] {
     assert hlo.traffic(text, 1).memory == 3 * F32 * 1000
     also_whole = text.replace("%s = f32", "%n = f32[1000000]{0} negate(%b)\n  %s = f32")
     assert hlo.traffic(also_whole, 1).memory == F32 * (1_000_000 + 2000)
+    of_a_sum = text.replace("%b = f32[1000000]{0} bitcast(%p)", "%b = f32[1000000]{0} add(%p, %p)")
+    assert hlo.traffic(of_a_sum, 1).memory == 3 * F32 * 1000  # no more of the sum is computed
     on_chip = text.replace("%a = f32[1000000]{0}", "%a = f32[1000000]{0:S(1)}")
     assert hlo.traffic(on_chip, 1).memory == 2 * F32 * 1000
 

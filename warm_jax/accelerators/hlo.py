@@ -22,6 +22,11 @@ _FREE = {
     *("partition-id", "replica-id", "add-dependency", "opt-barrier", "async-start", "async-update", "async-done"),
 }
 _SLICES = ("slice", "dynamic-slice")
+# Within a kernel these need all of an operand, or are not looked into.
+_MIXING = {
+    *("tuple", "reduce", "reduce-window", "scatter", "gather", "dot", "convolution", "sort", "pad", "concatenate"),
+    *("dynamic-update-slice", "select-and-scatter", "custom-call", "fusion", "call", "while", "conditional"),
+}
 
 
 class Instruction(NamedTuple):
@@ -152,6 +157,29 @@ def _sent(kind: str, data: int, group: int) -> float | int:
     ) * data
 
 
+def _shares_needed(body: list[Instruction]) -> dict[str, float]:
+    """For each array within a kernel the share of it that is computed or read: less than all where slices alone are.
+
+    What takes each element to one element (a sum, a cast, a transposition) needs of its operands what is needed of it.
+    """
+    shapes, used = {line.name: line.shape for line in body}, {name for line in body for name in line.operands}
+    needed = {line.name: 0.0 if line.name in used else 1.0 for line in body}
+    for user in reversed(body):  # operands stand before what uses them
+        for operand in dict.fromkeys(user.operands):
+            share = 1.0
+            if user.op in _SLICES and user.operands[0] == operand:
+                share = needed[user.name] * size(user.shape, True) / max(1, size(shapes[operand], True))
+            elif user.op not in _MIXING and _count(user.shape) == _count(shapes[operand]):
+                share = needed[user.name]
+            needed[operand] = min(1.0, needed[operand] + share)
+    return needed
+
+
+def _count(shape: str) -> list[int]:
+    """The elements of each array in a shape."""
+    return [math.prod(int(side) for side in filter(None, dims.split(","))) for _, dims, _ in _ARRAY.findall(shape)]
+
+
 def _sliced(one: Instruction, every: dict[str, list[Instruction]]) -> dict[int, int]:
     """Bytes read of the operands, by number, of which a kernel takes slices alone: those of the slices."""
     if one.op in _SLICES:
@@ -159,16 +187,11 @@ def _sliced(one: Instruction, every: dict[str, list[Instruction]]) -> dict[int, 
     if one.op != "fusion":
         return {}
     body, found = every[_called(one)[0]], {}
+    needed = _shares_needed(body)
     for parameter in (line for line in body if line.op == "parameter"):
-        names, users = {parameter.name}, []
-        for line in body:
-            if names & set(line.operands):
-                if line.op == "bitcast":
-                    names.add(line.name)
-                else:
-                    users.append(line.op in _SLICES and line.operands[0] in names and size(line.shape, True))
-        if users and all(users):
-            found[int(parameter.value)] = sum(users)
+        share = needed[parameter.name]
+        if share < 1:
+            found[int(parameter.value)] = round(share * size(parameter.shape, True))
     return found
 
 
