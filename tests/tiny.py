@@ -18,6 +18,7 @@ class Linear(nn.Module):
 
     heads: int = 2
     classes: int = 10
+    platform: str = "cpu"  # as the networks have
 
     @nn.compact
     def __call__(self, x, condition, second=None, class_labels=None, augment_labels=None, train=False):

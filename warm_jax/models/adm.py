@@ -15,8 +15,7 @@ blur. Karras et al. 2022 (arXiv 2206.00364, table 7); beside DDPM++ in `unet.py`
 | initial weights       | Xavier-uniform, biases 0, ends × 1e-5 | uniform ±1/√fan-in, biases too, ends 0         |
 
 The parameter tree is named as there: `enc_64x64_block0`, `dec_8x8_in0` (height × width after patching), each with
-`norm0 conv0 affine norm1 conv1 [skip] [norm2 qkv proj]`. So is precision: parameters are float32, `dtype=bfloat16`
-touches convolutions and attention products only, and `float32` means float32.
+`norm0 conv0 affine norm1 conv1 [skip] [norm2 qkv proj]`. So is precision (`layers.Policy`).
 """
 
 import functools
@@ -30,15 +29,19 @@ from jaxtyping import Array, Float
 
 from warm_jax.models.geometry import LIMITED, STYLES, check_geometry, check_network
 from warm_jax.models.layers import (
+    Convolution,
+    Dropout,
     Initializer,
+    Norm,
+    Policy,
+    add,
     attend,
     check_second,
-    conv,
     dense,
     depth_to_space,
     downsample,
     labels_or_zeros,
-    norm,
+    policy,
     space_to_depth,
     upsample,
 )
@@ -56,9 +59,10 @@ def _uniform(fan_in: int) -> Initializer:
     return draw
 
 
-def _conv(name: str, x: Array, features: int, size: int, dtype: Any, zero: bool = False) -> Array:
+def _conv(name: str, x: Array, features: int, size: int, how: Policy, zero: bool = False) -> tuple[Array, Array]:
+    """`(product, bias)` of a convolution."""
     init = _ZEROS if zero else _uniform(size * size * x.shape[-1])
-    return conv(name, x, features, size, dtype, init, init)
+    return Convolution(features, size, how.products, init, init, name=name)(x)
 
 
 def _dense(name: str, x: Array, features: int) -> Array:
@@ -66,8 +70,8 @@ def _dense(name: str, x: Array, features: int) -> Array:
     return dense(name, x, features, init, init)
 
 
-def _norm(name: str, x: Array, one_pass: bool) -> Array:
-    return norm(name, x, 1e-5, one_pass)
+def _norm(name: str, how: Policy, **options: Any) -> Norm:
+    return Norm(1e-5, how, name=name, **options)
 
 
 def sinusoids(x: Float[Array, " b"], channels: int) -> Float[Array, "b {channels}"]:
@@ -88,38 +92,44 @@ class Block(nn.Module):
     resample: str = ""
     attention: bool = False
     dropout: float = 0.0
-    dtype: Any = jnp.float32
-    one_pass_norms: bool = False
+    policy: Policy = Policy(jnp.float32, jnp.float32, False)
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"]
     ) -> Float[Array, "b k l {self.features}"]:
         """Height and width halve or double with `resample`."""
-        change = {"": lambda y, _: y, "down": downsample, "up": upsample}[self.resample]
-        y = _conv(
-            "conv0", change(nn.silu(_norm("norm0", x, self.one_pass_norms)), _STYLE.taps), self.features, 3, self.dtype
-        )
-        scale, shift = jnp.split(_dense("affine", embedding, 2 * self.features)[:, None, None], 2, axis=-1)
-        y = nn.silu(_norm("norm1", y, self.one_pass_norms) * (scale + 1) + shift)
-        y = nn.Dropout(self.dropout, deterministic=False)(y)
-        y = _conv("conv1", y, self.features, 3, self.dtype, zero=True)
-        shortcut = change(x, _STYLE.taps)
+        how = self.policy
+        y = _norm("norm0", how)(x)
+        y, bias = _conv("conv0", self._change(y), self.features, 3, how)
+        scale, shift = jnp.split(_dense("affine", embedding, 2 * self.features), 2, axis=-1)
+        mask = Dropout(self.dropout, name="Dropout_0")(y.shape)
+        y = _norm("norm1", how, dropout=self.dropout)(y, bias, scale, shift, mask)
+        y, bias = _conv("conv1", y, self.features, 3, how, zero=True)
+        shortcut = self._change(x)
         if x.shape[-1] != self.features:
-            shortcut = _conv("skip", shortcut, self.features, 1, self.dtype)
-        x = shortcut + y
+            shortcut, more = _conv("skip", shortcut, self.features, 1, how)
+            bias = bias + more
+        x = add(shortcut, y, bias, dtype=how.stream)
         return self._attend(x) if self.attention else x
+
+    @nn.nowrap
+    def _change(self, x: Array) -> Array:
+        """Resampled in float32, where it is to be; in the dtype that it came in."""
+        change = {"": lambda y, _: y, "down": downsample, "up": upsample}[self.resample]
+        return change(x.astype(jnp.float32), _STYLE.taps).astype(x.dtype)
 
     @nn.nowrap
     def _attend(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Heads of 64 channels, or one of all when they are fewer."""
-        c = x.shape[-1]
+        c, how = x.shape[-1], self.policy
         # Differs from NVIDIA's files: q, k and v are three contiguous blocks of c output channels, in each 64 a head.
         # Theirs interleave as (head, channel, q/k/v): our output i·c + j is their row 3j + i, i = 0, 1, 2 for q, k, v,
         # where j = 64 · head + channel counts through the heads in both.
-        qkv = _conv("qkv", _norm("norm2", x, self.one_pass_norms), 3 * c, 1, self.dtype)
-        heads = max(1, c // _STYLE.head_channels)
-        return x + _conv("proj", attend(qkv, heads, self.dtype), c, 1, self.dtype, zero=True)
+        qkv, bias = _conv("qkv", _norm("norm2", how, silu=False)(x), 3 * c, 1, how)
+        y = attend(add(qkv, bias, dtype=how.products), max(1, c // _STYLE.head_channels))
+        y, bias = _conv("proj", y, c, 1, how, zero=True)
+        return add(x, y, bias, dtype=how.stream)
 
 
 class ADM(nn.Module):
@@ -142,7 +152,7 @@ class ADM(nn.Module):
     patch_size: int = 1
     remat: tuple[int, ...] = ()
     dtype: Any = jnp.float32
-    one_pass_norms: bool = False
+    platform: str = "cpu"
 
     @nn.compact
     def __call__(
@@ -159,11 +169,15 @@ class ADM(nn.Module):
         check_geometry(*x.shape[1:3], **{name: getattr(self, name) for name in LIMITED})
         check_network("adm.ADM", self.architecture)
         embedding = self._embed(condition, second, class_labels, augment_labels)
-        block = functools.partial(self._block, embedding, self.dropout if train else 0.0)
+        block, how = functools.partial(self._block, embedding, self.dropout if train else 0.0), self._policy()
         x, skips = self._encode(block, space_to_depth(x.astype(jnp.float32), self.patch_size))
-        x = nn.silu(_norm("out_norm", self._decode(block, x, skips), self.one_pass_norms))
-        x = _conv("out_conv", x, self.out_channels * self.patch_size**2, 3, jnp.dtype(self.dtype), zero=True)
-        return depth_to_space(x, self.patch_size)
+        x = _norm("out_norm", how)(self._decode(block, x, skips))
+        x, bias = _conv("out_conv", x, self.out_channels * self.patch_size**2, 3, how, zero=True)
+        return depth_to_space(add(x, bias, dtype=jnp.float32), self.patch_size)
+
+    @nn.nowrap
+    def _policy(self) -> Policy:
+        return policy(self.dtype, self.platform)
 
     @nn.nowrap
     def _embed(
@@ -192,14 +206,15 @@ class ADM(nn.Module):
     ) -> Array:
         """A `Block` on or to maps whose larger side is `side`."""
         kind = nn.remat(Block) if side in self.remat else Block
-        rest = {"dtype": jnp.dtype(self.dtype), "one_pass_norms": self.one_pass_norms, "name": name, **options}
+        rest = {"policy": self._policy(), "name": name, **options}
         return kind(features, dropout=dropout, **rest)(x, embedding)
 
     @nn.nowrap
     def _encode(self, block: Any, x: Array) -> tuple[Array, list[Array]]:
         """The lowest feature map, and all outputs on the way as skips."""
         height, width = x.shape[1:3]
-        x = _conv(f"enc_{height}x{width}_conv", x, self.channels, 3, jnp.dtype(self.dtype))
+        how = self._policy()
+        x = add(*_conv(f"enc_{height}x{width}_conv", x, self.channels, 3, how), dtype=how.stream)
         skips = [x]
         for level, mult in enumerate(self.channel_mult):
             side = max(height >> level, width >> level)

@@ -13,8 +13,8 @@ says what they mean. Karras et al. 2022 (arXiv 2206.00364, table 7), after Song 
 | `ncsnpp`  | [1, 3, 3, 1]      | random Fourier, 2 `channels` | yes                  |
 
 The parameter tree is flat and says where a block stands: `enc_16x16_block0`, `dec_8x8_in0`, `enc_32x24_conv` (height ×
-width after patching), each with `norm0 conv0 affine norm1 conv1 [skip] [norm2 qkv proj]`. Parameters are float32.
-`dtype=bfloat16` touches convolutions and attention products only; `float32` means float32: no TF32 or bfloat16 passes.
+width after patching), each with `norm0 conv0 affine norm1 conv1 [skip] [norm2 qkv proj]`. Parameters are float32;
+`layers.Policy` says what else is.
 """
 
 import functools
@@ -28,14 +28,18 @@ from jaxtyping import Array, Float
 
 from warm_jax.models.geometry import LIMITED, STYLES, check_geometry, check_network
 from warm_jax.models.layers import (
+    Convolution,
+    Dropout,
+    Norm,
+    Policy,
+    add,
     attend,
     check_second,
-    conv,
     dense,
     depth_to_space,
     downsample,
     labels_or_zeros,
-    norm,
+    policy,
     resample,
     space_to_depth,
     upsample,
@@ -47,16 +51,17 @@ def _xavier(variance: float = 1.0) -> nn.initializers.Initializer:
     return nn.initializers.variance_scaling(variance, "fan_avg", "uniform")
 
 
-def _conv(name: str, x: Array, features: int, size: int, dtype: Any, variance: float = 1.0, **options: Any) -> Array:
-    return conv(name, x, features, size, dtype, _xavier(variance), **options)
+def _conv(name: str, x: Array, features: int, size: int, how: Policy, variance: float = 1.0, **options: Any):
+    """`(product, bias)` of a convolution."""
+    return Convolution(features, size, how.products, _xavier(variance), name=name, **options)(x)
 
 
 def _dense(name: str, x: Array, features: int) -> Array:
     return dense(name, x, features, _xavier(), nn.initializers.zeros)
 
 
-def _norm(name: str, x: Array, one_pass: bool) -> Array:
-    return norm(name, x, 1e-6, one_pass)
+def _norm(name: str, how: Policy, **options: Any) -> Norm:
+    return Norm(1e-6, how, name=name, **options)
 
 
 def sinusoids(x: Float[Array, " b"], channels: int) -> Float[Array, "b {channels}"]:
@@ -94,34 +99,43 @@ class Block(nn.Module):
     resample: str = ""
     attention: bool = False
     dropout: float = 0.0
-    dtype: Any = jnp.float32
-    one_pass_norms: bool = False
+    policy: Policy = Policy(jnp.float32, jnp.float32, False)
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"]
     ) -> Float[Array, "b k l {self.features}"]:
         """Height and width halve or double with `resample`."""
-        change = {"": lambda y, _: y, "down": downsample, "up": upsample}[self.resample]
-        y = change(nn.silu(_norm("norm0", x, self.one_pass_norms)), self.taps)
-        y = _conv("conv0", y, self.features, 3, self.dtype) + _dense("affine", embedding, self.features)[:, None, None]
-        y = nn.silu(_norm("norm1", y, self.one_pass_norms))
-        y = nn.Dropout(self.dropout, deterministic=False)(y)
-        y = _conv("conv1", y, self.features, 3, self.dtype, variance=1e-10)
-        shortcut = change(x, self.taps)
+        how, root = self.policy, np.sqrt(0.5).item()
+        y = _norm("norm0", how)(x)
+        y, bias = _conv("conv0", self._change(y), self.features, 3, how)
+        shift = bias + _dense("affine", embedding, self.features)
+        mask = Dropout(self.dropout, name="Dropout_0")(y.shape)
+        y = _norm("norm1", how, dropout=self.dropout)(y, shift, mask=mask)
+        y, bias = _conv("conv1", y, self.features, 3, how, variance=1e-10)
+        shortcut = self._change(x)
         if self.resample or x.shape[-1] != self.features:
-            shortcut = _conv("skip", shortcut, self.features, 1, self.dtype)
-        x = (shortcut + y) * np.sqrt(0.5).item()
+            shortcut, more = _conv("skip", shortcut, self.features, 1, how)
+            bias = bias + more
+        x = add(shortcut, y, bias, scale=root, dtype=how.stream)
         return self._attend(x) if self.attention else x
+
+    @nn.nowrap
+    def _change(self, x: Array) -> Array:
+        """Resampled in float32, where it is to be; in the dtype that it came in."""
+        change = {"": lambda y, _: y, "down": downsample, "up": upsample}[self.resample]
+        return change(x.astype(jnp.float32), self.taps).astype(x.dtype)
 
     @nn.nowrap
     def _attend(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """One head over all channels."""
-        c = x.shape[-1]
+        c, how = x.shape[-1], self.policy
         # Differs from NVIDIA's files: q, k and v are three contiguous blocks of c output channels. Theirs interleave as
         # (head, channel, q/k/v): with their one head, our output i·c + j is their row 3j + i, i = 0, 1, 2 for q, k, v.
-        qkv = _conv("qkv", _norm("norm2", x, self.one_pass_norms), 3 * c, 1, self.dtype, variance=0.2)
-        return (x + _conv("proj", attend(qkv, 1, self.dtype), c, 1, self.dtype, variance=1e-10)) * np.sqrt(0.5).item()
+        qkv, bias = _conv("qkv", _norm("norm2", how, silu=False)(x), 3 * c, 1, how, variance=0.2)
+        y = attend(add(qkv, bias, dtype=how.products), 1)
+        y, bias = _conv("proj", y, c, 1, how, variance=1e-10)
+        return add(x, y, bias, scale=np.sqrt(0.5).item(), dtype=how.stream)
 
 
 class UNet(nn.Module):
@@ -136,7 +150,7 @@ class UNet(nn.Module):
     patch_size      (ours) images are folded by this factor, space to depth, and back: a cheap small network
     remat           resolutions whose blocks are computed again in the backward pass, to save memory
     dtype           of convolutions and attention products: float32 or bfloat16
-    one_pass_norms  see `layers.norm`: less memory traffic on GPUs, more on TPUs
+    platform        what it runs on, as JAX names it: `layers.policy` has what differs
     """
 
     out_channels: int
@@ -152,7 +166,7 @@ class UNet(nn.Module):
     patch_size: int = 1
     remat: tuple[int, ...] = ()
     dtype: Any = jnp.float32
-    one_pass_norms: bool = False
+    platform: str = "cpu"
 
     @nn.compact
     def __call__(
@@ -169,11 +183,15 @@ class UNet(nn.Module):
         check_geometry(*x.shape[1:3], **{name: getattr(self, name) for name in LIMITED})
         check_network("unet.UNet", self.architecture)
         embedding = self._embed(condition, second, class_labels, augment_labels)
-        block = functools.partial(self._block, embedding, self.dropout if train else 0.0)
+        block, how = functools.partial(self._block, embedding, self.dropout if train else 0.0), self._policy()
         x, skips = self._encode(block, space_to_depth(x.astype(jnp.float32), self.patch_size))
-        x = nn.silu(_norm("out_norm", self._decode(block, x, skips), self.one_pass_norms))
-        x = _conv("out_conv", x, self.out_channels * self.patch_size**2, 3, jnp.dtype(self.dtype), variance=1e-10)
-        return depth_to_space(x, self.patch_size)
+        x = _norm("out_norm", how)(self._decode(block, x, skips))
+        x, bias = _conv("out_conv", x, self.out_channels * self.patch_size**2, 3, how, variance=1e-10)
+        return depth_to_space(add(x, bias, dtype=jnp.float32), self.patch_size)
+
+    @nn.nowrap
+    def _policy(self) -> Policy:
+        return policy(self.dtype, self.platform)
 
     @nn.nowrap
     def _embed(
@@ -204,15 +222,15 @@ class UNet(nn.Module):
         """A `Block` on or to maps whose larger side is `side`."""
         kind = nn.remat(Block) if side in self.remat else Block
         taps = STYLES[self.architecture].taps
-        rest = {"dtype": jnp.dtype(self.dtype), "one_pass_norms": self.one_pass_norms, "name": name, **options}
+        rest = {"policy": self._policy(), "name": name, **options}
         return kind(features, taps, dropout=dropout, **rest)(x, embedding)
 
     @nn.nowrap
     def _encode(self, block: Any, x: Array) -> tuple[Array, list[Array]]:
         """The lowest feature map, and all outputs on the way as skips."""
-        style, dtype = STYLES[self.architecture], jnp.dtype(self.dtype)
+        style, how = STYLES[self.architecture], self._policy()
         pyramid, (height, width) = x, x.shape[1:3]
-        x = _conv(f"enc_{height}x{width}_conv", x, self.channels, 3, dtype)
+        x = add(*_conv(f"enc_{height}x{width}_conv", x, self.channels, 3, how), dtype=how.stream)
         skips = [x]
         for level, mult in enumerate(self.channel_mult):
             side = max(height >> level, width >> level)
@@ -222,9 +240,10 @@ class UNet(nn.Module):
                 if style.pyramid:
                     # At full resolution, with zeros outside for both the 3×3 kernel (1) and the filter (1); then the
                     # filter, without more of them. It has sum 1, so the bias may come before it.
-                    pyramid = _conv(f"{prefix}_aux_residual", pyramid, x.shape[-1], 3, dtype, padding=2)
+                    pyramid, bias = _conv(f"{prefix}_aux_residual", pyramid, x.shape[-1], 3, how, padding=2)
+                    pyramid = add(pyramid, bias, dtype=jnp.float32)
                     pyramid = resample(pyramid, style.taps, stride=2, interior=0, padding=0)
-                    x = pyramid = (x + pyramid) * np.sqrt(0.5).item()
+                    x = pyramid = add(x, pyramid, scale=np.sqrt(0.5).item(), dtype=how.stream)
                 skips.append(x)
             for i in range(self.num_blocks):
                 x = block(f"{prefix}_block{i}", x, side, self.channels * mult, attention=side in self.attention)

@@ -98,7 +98,7 @@ def sample(drawing: Drawing, trajectory: bool = False) -> int:
     followed: list[trajectories.Trajectory] = []
     share = f" (process 0 of {pod.count()})" if pod.count() > 1 else ""
     log.say(f"checkpoint of step {step}; {len(todo)} of {len(own)} images to draw{share}, {draw.batch_size} at a time")
-    log.say(experiment.precision_policy(run.experiment.config))
+    log.say(experiment.precision_policy(run.experiment))
     if len(todo):
         with preemption.at_once(f"while compiling; images in {out} are kept; the same command goes on from there"):
             draw.compile(weights)

@@ -228,6 +228,8 @@ def trace_step(exp: experiment.Experiment) -> jax.stages.Traced:
         in_shardings=(where, same, split, split),
         out_shardings=(where, same, same),
         donate_argnums=(0, 1),
+        # Else a compiler may take the bfloat16 of what lies between blocks for float32, and store both on a GPU.
+        compiler_options={"xla_allow_excess_precision": False} if exp.config.model.dtype == "bfloat16" else None,
     )
     batch = exp.config.train.batch_size
     totals = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), zero_totals())

@@ -162,7 +162,7 @@ def _introduce(run: Run, state: State, compiled_seconds: float, measure: through
     log.say(f"data: {run.source.spec}, {len(run.source)} images {'×'.join(map(str, run.source.image_shape))}")
     log.say(f"network: {exp.config.model.architecture}, {count:,} parameters ({run.workdir / 'parameters.txt'})")
     log.say(f"devices: {mesh.describe(exp.mesh)}; batch {exp.config.train.batch_size}")
-    log.say(experiment.precision_policy(exp.config))
+    log.say(experiment.precision_policy(exp))
     work = measure.flops / exp.mesh.size / 1e9
     log.say(f"compiled the train step in {compiled_seconds:.1f} s; {work:.1f} GFLOP a step and device")
 
