@@ -3,7 +3,9 @@
 import collections
 import json
 import logging
+import math
 import random
+import re
 import shutil
 
 import jax
@@ -29,27 +31,42 @@ def flipped(content, rng):
 # ── Digests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def by_hand(array):
-    """The formula with Python's integers, a word at a time; words of the elements' own bytes."""
-    array = np.asarray(array)
-    array = array.reshape(-1, array.shape[-1] if array.ndim else 1)
+def words_by_hand(array):
+    """Of an array's rows along its last axis: lists of its elements' own words, as Python's integers."""
     size = min(4, array.dtype.itemsize)
-
-    def h(v, i):
-        v = ((v ^ (i * 0x9E3779B1)) * 0x85EBCA6B) % 2**32
-        v = ((v ^ (v >> 15)) * 0xC2B2AE35) % 2**32
-        return v ^ (v >> 13)
-
-    rows, columns = [], collections.Counter(dict.fromkeys(range(array.shape[1] * array.dtype.itemsize // size), 0))
-    for row in array:
-        content = row.tobytes()
-        words = [int.from_bytes(content[i : i + size], "little") for i in range(0, len(content), size)]
-        rows.append(sum(words) % 2**32)
-        columns.update(dict(enumerate(words)))
-    return [
-        sum(h(row, i) for i, row in enumerate(rows)) % 2**32,
-        sum(h(columns[k] % 2**32, k % 2**32) for k in range(len(columns))) % 2**32,
+    rows = array.reshape(-1, array.shape[-1] if array.ndim else 1)
+    contents = [row.tobytes() for row in rows]
+    width = rows.shape[1] * array.dtype.itemsize // size
+    return width, [
+        [int.from_bytes(content[i : i + size], "little") for i in range(0, len(content), size)] for content in contents
     ]
+
+
+def g_by_hand(v, i):
+    """MurmurHash3's finalizer, without its first shift, of a word and its number."""
+    v = ((v ^ (i * 0x9E3779B1 % 2**32)) * 0x85EBCA6B) % 2**32
+    v = ((v ^ (v >> 15)) * 0xC2B2AE35) % 2**32
+    return v
+
+
+def by_hand(array, version):
+    """The formula with Python's integers, a word at a time."""
+    array = np.asarray(array)
+    width, rows = words_by_hand(array)
+    if version == 1:
+        sums = [[sum(row) % 2**32 for row in rows], [sum(row[k] for row in rows) % 2**32 for k in range(width)]]
+        mixed = [[g_by_hand(v, i) for i, v in enumerate(half)] for half in sums]
+        return [sum(g ^ (g >> 13) for g in half) % 2**32 for half in mixed]
+    count = array.shape[-2] if array.ndim > 1 else 1
+    period = max(1, min(count, 4096 // max(1, width)))
+    period -= period % 2 == 0
+    columns = []
+    for first in range(0, math.prod(array.shape[:-2]) * count, count) if count else [0]:
+        weighed = [(i % period * 0x3C6EF362 + 1, row) for i, row in enumerate(rows[first : first + count])]
+        columns += [sum(a * row[k] for a, row in weighed) % 2**32 for k in range(width)]
+    g = [g_by_hand(v, i) for i, v in enumerate(columns)]
+    h = [((v ^ (v >> 16)) * 0x27D4EB2F) % 2**32 for v in g]
+    return [sum(v ^ (v >> 13) for v in g) % 2**32, sum(v ^ (v >> 15) for v in h) % 2**32]
 
 
 ARRAYS = [
@@ -62,37 +79,64 @@ ARRAYS = [
     np.arange(12).reshape(3, 4) % 3 == 0,
     np.zeros((0, 4), np.float32),
     np.zeros((1000, 300), np.float32),
+    np.random.RandomState(3).randn(2, 40, 700).astype(np.float32),
 ]
 
 
+@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("array", ARRAYS, ids=[f"{array.dtype}{list(array.shape)}" for array in ARRAYS])
-def test_a_digest_is_its_formula_on_host_and_devices(array):
-    expected = [value % 2**32 for value in by_hand(array)]
-    assert digests.of_host(array).tolist() == expected
+def test_a_digest_is_its_formula_on_host_and_devices(array, version):
+    expected = by_hand(array, version)
+    assert digests.of_host(array, version).tolist() == expected
     if array.ndim and array.dtype.itemsize <= 4:
-        assert digests._on_devices(jnp.asarray(array)).tolist() == expected
+        assert digests._on_devices(jnp.asarray(array), version).tolist() == expected
 
 
-def test_a_digest_is_the_same_however_the_array_lies():
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_digest_is_the_same_however_the_array_lies(version):
     array = np.random.RandomState(0).randn(16, 24).astype(np.float32)
     devices = mesh.make_mesh(8)
-    expected = digests.of_host(array).tolist()
+    expected = digests.of_host(array, version).tolist()
     for axes in ((None, None), (("data",), None), (None, ("data",))):
         spec = jax.sharding.PartitionSpec(*(devices.axis_names if axis else None for axis in axes))
         lying = jax.device_put(array, jax.sharding.NamedSharding(devices, spec))
-        assert digests._on_devices(lying).tolist() == expected == digests.of_host(np.asarray(lying)).tolist()
+        assert digests._on_devices(lying, version).tolist() == expected
+        assert digests.of_host(np.asarray(lying), version).tolist() == expected
 
 
-def test_every_bit_counts():
+@pytest.mark.parametrize("version", [1, 2])
+def test_every_bit_counts(version):
     """In an array of any shape each single flip changes both halves; what is swapped changes one at least."""
     array = np.random.RandomState(0).randn(7, 5).astype(np.float32)
-    whole = digests.of_host(array)
+    whole = digests.of_host(array, version)
     for at in range(array.nbytes * 8):
         content = bytearray(array.tobytes())
         content[at // 8] ^= 1 << at % 8
-        assert (digests.of_host(np.frombuffer(content, np.float32).reshape(7, 5)) != whole).all()
+        assert (digests.of_host(np.frombuffer(content, np.float32).reshape(7, 5), version) != whole).all()
     for other in (array[::-1], array[:, ::-1], array[[1, 0, *range(2, 7)]], np.zeros_like(array)):
-        assert (digests.of_host(other) != whole).any()
+        assert (digests.of_host(other, version) != whole).any()
+
+
+def test_pages_that_changed_places_count():
+    """Of a convolution's kernel, whose rows are a quarter of a page: any two of its pages."""
+    array = np.random.RandomState(0).randn(1, 1, 256, 256).astype(np.float32)
+    whole, pages = digests.of_host(array), array.reshape(64, 1024)
+    for one, other in ((0, 1), (3, 7), (0, 32), (16, 48)):
+        swapped = pages.copy()
+        swapped[[one, other]] = pages[[other, one]]
+        assert (digests.of_host(swapped.reshape(array.shape)) != whole).all()
+
+
+def test_no_array_is_gathered_on_one_device():
+    """Of an array that lies in parts the compiled program sends sums alone."""
+    devices = mesh.make_mesh(8)
+    array = jnp.zeros((3, 3, 64, 128), jnp.float32)
+    for spec in ((None, None, None, devices.axis_names), (None, None, devices.axis_names, None)):
+        lying = jax.device_put(array, jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec(*spec)))
+        text = digests._on_devices.lower(lying, digests.VERSION).compile().as_text()
+        sent = re.findall(r"= \(?(?:[a-z]\w*\[([\d,]*)\])[^=]* all-(?:gather|to-all)[-\w]*\(", text)
+        sizes = [math.prod(int(n) for n in shape.split(",") if n) for shape in sent]
+        assert "all-reduce" in text and max(sizes, default=0) <= array.size // 64
 
 
 # ── Checkpoints ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -174,6 +218,21 @@ def test_a_checkpoint_without_digests_opens_with_a_note(tmp_path, sound, capsys)
     assert_restored(restore(folder), 10)
     said = capsys.readouterr().out
     assert said.count("note: checkpoint 10 in") == 1 and "no digests" in said
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_digests_of_the_first_version_still_count(tmp_path, sound, damaged):
+    folder = shutil.copytree(sound, tmp_path / "c")
+    path = folder / "10" / "digests" / digests.FILE
+    assert all(
+        value.startswith("2:") for item in json.loads(path.read_text("utf-8")).values() for value in item.values()
+    )
+    first = {
+        item: {name: "".join(f"{half:08x}" for half in by_hand(array, 1)) for name, array in tree(seed).items()}
+        for item, seed in (("train", 10 + damaged), ("ema", 1010))
+    }
+    path.write_text(json.dumps(first), "utf-8")
+    assert_restored(restore(folder), 5 if damaged else 10)
 
 
 def test_snapshots_have_digests_too(tmp_path):

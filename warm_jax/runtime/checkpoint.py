@@ -136,8 +136,10 @@ class Checkpoints:
                 wrong.append(f"item {name}: {(str(error).strip() or type(error).__name__).splitlines()[0][:200]}")
         reason = self._said("read", wrong)
         if not reason:
-            pairs = {name: digests.of_tree(tree) for name, tree in restored.items()} if expected is not None else {}
-            differing = {name: digests.differing(found, expected.get(name, {})) for name, found in pairs.items()}
+            differing = {}
+            for name, tree in restored.items() if expected is not None else ():
+                stored = expected.get(name, {})
+                differing[name] = digests.differing(digests.of_tree(tree, digests.version_of(stored)), stored)
             reason = self._said("verified", [f"item {name}: {why}" for name, why in differing.items() if why])
         if reason:
             raise ValueError(f"checkpoint {step} in {self.folder} cannot be read ({reason})")
