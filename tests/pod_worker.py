@@ -15,9 +15,9 @@ import tiny  # noqa: E402
 
 from warm_jax import main  # noqa: E402
 from warm_jax.experiments import experiment  # noqa: E402
-from warm_jax.runtime import pod  # noqa: E402
+from warm_jax.runtime import peers  # noqa: E402
 
-pod.HUNG_SECONDS = float(os.environ.get("HUNG_SECONDS", pod.HUNG_SECONDS))
+peers.HUNG_SECONDS = float(os.environ.get("HUNG_SECONDS", peers.HUNG_SECONDS))
 
 experiment._network = lambda config, shape, around, two: tiny.Linear(heads=around.heads)
 

@@ -1,5 +1,7 @@
 """The command: what it takes, in which order, from where; what it says of itself, and of what it does not take."""
 
+import collections
+import copy
 import functools
 import itertools
 import json
@@ -446,6 +448,36 @@ def test_the_config_of_an_older_workdir_is_completed_but_for_what_its_weights_ar
     assert (found.sample.guide, found.sample.beta_min, found.mesh.fsdp) == ("", 0.1, 1)
     assert found.analysis.to_dict() == fashion_mnist.get_config().analysis.to_dict()
     assert "remat" not in found.model and found.train.posthoc_ema == ()
+
+
+def test_a_config_that_has_changed_on_disk(typed, tmp_path, capsys):
+    """Each value of one: what says what the weights are is refused by name, of the rest the section is told."""
+    workdirs.save_config(smoke.get_config(), tmp_path)
+    path, told = tmp_path / "config.json", collections.Counter()
+    written = json.loads(path.read_text())
+    assert config_of(typed, f"--workdir={tmp_path}").to_dict() == smoke.get_config().to_dict()
+    for section, values in written.items():
+        for key, value in values.items() if isinstance(values, dict) and section != workdirs.DIGESTS else ():
+            if isinstance(value, bool) or not isinstance(value, int):
+                continue
+            changed = copy.deepcopy(written)
+            changed[section][key] = value + 1
+            path.write_text(json.dumps(changed))
+            workdirs._say_changed.cache_clear()
+            fixed = {section, f"{section}.{key}"} & {*workdirs.MODEL_KEYS, *workdirs.RUN_KEYS}
+            if fixed:
+                with pytest.raises(ValueError, match=r"config.json is not a config \(one of .*: damage, or an edit"):
+                    workdirs.load_config(tmp_path)
+                del changed[workdirs.DIGESTS]
+                path.write_text(json.dumps(changed))
+            assert workdirs.load_config(tmp_path)[section][key] == value + 1
+            said = capsys.readouterr().err
+            assert (f"config.json was changed since it was written, in {section};" in said) == (not fixed)
+            told[bool(fixed)] += 1
+    assert told[True] > 5 and told[False] > 10
+    path.write_text(json.dumps(written).replace("},", "} ,"))  # what means the same is the same
+    workdirs.load_config(tmp_path)
+    assert not capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

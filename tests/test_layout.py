@@ -183,7 +183,9 @@ def test_who_may_import_what(name):
     assert not any(other.startswith(("clu.metric_writers", "clu.periodic_actions")) for other in found)
     assert not roots & {"configs", "tests"}
     assert not any(other.startswith(("matplotlib.pyplot", "pylab")) for other in found)  # its state is the process's
-    assert not [o for o in found if o.startswith("jax._src")] or name in within("runtime.pod", "runtime.rollcall")
+    assert not [o for o in found if o.startswith("jax._src")] or name in within(
+        "runtime.coordinator", "runtime.rollcall"
+    )
     assert "socket" not in roots or name in within("runtime.door", "runtime.rollcall")
     configured = within(*ROOMS[ROOMS.index("experiments") :], "runtime.workdirs")
     assert "ml_collections" not in roots or name in configured
@@ -253,7 +255,10 @@ def test_processes_meet_before_anything_else_is_loaded():
     """What starts a pod stands on nothing that could look at a device."""
     assert own("warm_jax.runtime.door") == own("warm_jax.runtime.preemption") == set()
     assert own("warm_jax.runtime.rollcall") == within("runtime.door")
-    assert own("warm_jax.runtime.pod") == within("runtime.door", "runtime.rollcall", "runtime.preemption")
+    assert own("warm_jax.runtime.coordinator") == within("runtime.door", "runtime.rollcall")
+    assert own("warm_jax.runtime.peers") == within("runtime.door", "runtime.rollcall", "runtime.preemption")
+    below = within("runtime.coordinator", "runtime.peers", "runtime.rollcall", "runtime.preemption")
+    assert own("warm_jax.runtime.pod") == below
 
 
 def test_signals_are_answered_before_anything_is_loaded_that_takes_long():

@@ -18,8 +18,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from warm_jax.runtime import checkpoint, rollcall
-from warm_jax.runtime import pod as pods
+from warm_jax.runtime import checkpoint, peers, rollcall
 from warm_jax.sampling import generate
 from warm_jax.training import step, train
 
@@ -219,9 +218,9 @@ def left(monkeypatch):
         words.append(why)
         threading.Event().wait()
 
-    monkeypatch.setattr(pods, "_leave_with", leave)
-    monkeypatch.setattr(pods, "_LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(pods, "HUNG_SECONDS", 1.0)
+    monkeypatch.setattr(peers, "leave_with", leave)
+    monkeypatch.setattr(peers, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(peers, "HUNG_SECONDS", 1.0)
     return words
 
 
@@ -240,7 +239,7 @@ def wait_for_words(left, number):
 def test_a_process_that_hangs_is_named_and_ends_the_job(left):
     """Process 1 says nothing more: process 0 finds it, and tells the other."""
     store, place = Store(), rollcall.Place("localhost:1", 3, 0)
-    first, other = pods._Pod(place, store), pods._Pod(place._replace(process=2), store)
+    first, other = peers.Peers(place, store), peers.Peers(place._replace(process=2), store)
     store.key_value_set("warm_jax/alive/1", "7 node\x1b[2J17", allow_overwrite=True)
     wait_for_words(left, 2)
     closed(first, other)
@@ -249,7 +248,7 @@ def test_a_process_that_hangs_is_named_and_ends_the_job(left):
 
 def test_process_0_that_hangs_is_named(left):
     store, place = Store(), rollcall.Place("localhost:1", 2, 1, ("a", "b"))
-    other = pods._Pod(place, store)
+    other = peers.Peers(place, store)
     store.key_value_set("warm_jax/news/host", "node0")
     time.sleep(0.2)
     store.answers.clear()
@@ -261,7 +260,7 @@ def test_process_0_that_hangs_is_named(left):
 
 def test_processes_that_live_are_left_alone(left):
     store, place = Store(), rollcall.Place("localhost:1", 2, 0)
-    made = [pods._Pod(place._replace(process=number), store) for number in (0, 1)]
+    made = [peers.Peers(place._replace(process=number), store) for number in (0, 1)]
     time.sleep(2.5)
     closed(*made)
     assert left == []
@@ -270,11 +269,52 @@ def test_processes_that_live_are_left_alone(left):
 def test_a_time_in_which_this_process_slept_itself_does_not_count(monkeypatch):
     """As a laptop that was closed, or a process that was stopped: hours later the others have had no time to speak."""
     clock = [0.0]
-    monkeypatch.setattr(pods.time, "monotonic", lambda: clock[0])
-    pulse = pods._Pulse()
+    monkeypatch.setattr(peers.time, "monotonic", lambda: clock[0])
+    pulse = peers._Pulse()
     for now, said, silent in ((1, "a", 0), (2, "a", 1), (9999, "a", 3), (10000, "a", 4), (10001, "b", 0)):
         clock[0] = now
         assert pulse.silent(said) == silent
+
+
+_WAITING = """
+import jax, sys, time
+from warm_jax.runtime import pod, rollcall
+place = rollcall.Place({address!r}, {processes}, {number})
+pod.start(place, {{}}, 60)
+print("together", flush=True)
+while {number} == 1:
+    pass
+time.sleep(100)
+"""
+
+
+def test_kill_9_of_process_0_ends_the_others_with_one_line(tmp_path):
+    """Status 1, whether their main thread is in Python or waits; of C++ one line of a log at most, and no stack."""
+    address, processes = f"127.0.0.1:{local_pod.free_port()}", 3
+    lines = [
+        [sys.executable, "-c", _WAITING.format(address=address, processes=processes, number=number)]
+        for number in range(processes)
+    ]
+    files = [(tmp_path / f"{number}.log").open("w+") for number in range(processes)]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    pairs = zip(lines, files, strict=True)
+    hosts = [subprocess.Popen(line, cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT) for line, file in pairs]
+    said = [tmp_path / f"{number}.log" for number in range(processes)]
+    try:
+        until = time.monotonic() + 60
+        while not all("together" in path.read_text() for path in said):
+            assert time.monotonic() < until and not any(host.poll() for host in hosts), said[1].read_text()
+            time.sleep(0.05)
+        hosts[0].kill()
+        for host, path in zip(hosts[1:], said[1:], strict=True):
+            assert host.wait(timeout=20) == 1, path.read_text()
+            text = path.read_text().partition("together\n")[2].splitlines()
+            assert [line for line in text if line.startswith("error:")] == text[-1:], text
+            assert f"process 0 at {address} is gone" in text[-1] and len(text) <= 2, text
+    finally:
+        for host, file in zip(hosts, files, strict=True):
+            host.kill()
+            file.close()
 
 
 @pytest.mark.slow

@@ -143,6 +143,7 @@ def test_averages_cannot_begin_in_the_middle(tmp_path):
     run(tmp_path, 5, train__posthoc_ema=())
     saved = json.loads((tmp_path / "config.json").read_text())
     del saved["train"]["posthoc_ema"], saved["train"]["posthoc_every"]
+    del saved[workdirs.DIGESTS]  # which versions of then did not write
     (tmp_path / "config.json").write_text(json.dumps(saved))
     with pytest.raises(ValueError, match=r"train.posthoc_ema was \[\] and is now \[0.05, 0.1\]"):
         train.prepare(tiny.config(**SETTINGS, train__steps=8), tmp_path)
@@ -173,7 +174,7 @@ def test_wrong_values(changes, message):
 
 
 def test_what_cannot_be_made(whole, tmp_path):
-    """Too short or too long for the snapshots that there are, and a snapshot that is damaged."""
+    """Too short or too long for the snapshots that there are."""
     with pytest.raises(ValueError, match=r"--ema is 0.3; a relative length"):
         posthoc_ema.plan(whole, STEPS, 0.3)
     reach = r"the 6 snapshots in .*posthoc up to step 14 come no closer .* than \d+% .*; ask for one from (.*) to (.*),"
@@ -191,11 +192,6 @@ def test_what_cannot_be_made(whole, tmp_path):
     assert posthoc_ema.plan(tmp_path, STEPS, 0.08).fit.error == pytest.approx(0.044, abs=0.005)  # of its own step alone
     with pytest.raises(ValueError, match=r"the 0 snapshots in .* come no closer .*ask for one from 0.0\d+ to 0.1\d*,"):
         posthoc_ema.plan(tmp_path, STEPS, 0.2)
-    shutil.copytree(whole / "posthoc", tmp_path / "posthoc")
-    shutil.rmtree(tmp_path / "posthoc" / "8" / "averages")
-    with pytest.raises(ValueError, match=r"checkpoint 8 in .*posthoc cannot be read .*; remove .*posthoc/8"):
-        remake(tmp_path, STEPS, 0.08)
-    shutil.rmtree(tmp_path / "posthoc" / "8")
     imported = tmp_path / "imported"
     (imported / "checkpoints" / str(STEPS) / "ema").mkdir(parents=True)
     shutil.copy(whole / "config.json", imported)
@@ -203,7 +199,46 @@ def test_what_cannot_be_made(whole, tmp_path):
         ValueError, match=r"checkpoints/14 holds the plain EMA alone, .* which was imported; leave --em"
     ):
         runs.check_ema(imported, STEPS, 0.08)
-    assert len(posthoc_ema.plan(tmp_path, STEPS, 0.08).steps) == 6
+
+
+def test_a_damaged_snapshot_is_passed_over_where_the_others_suffice(whole, tmp_path, capsys):
+    """As if it were not there, and what is made with it says so; a snapshot that was restored counts again."""
+    less, run_of = tmp_path / "less", runs.Run(tiny.build(devices=1, **SETTINGS), tmp_path, STEPS, ema=0.08)
+    less.mkdir()
+    for folder in (tmp_path, less):
+        shutil.copytree(whole / "posthoc", folder / "posthoc")
+        for name in ("checkpoints", "config.json"):
+            (folder / name).symlink_to(whole / name)
+    shutil.rmtree(less / "posthoc" / "8")
+    swap = tmp_path / "posthoc" / "8" / "averages"
+    shutil.rmtree(swap)
+    shutil.copytree(whole / "posthoc" / "6" / "averages", swap)
+    assert len(posthoc_ema.plan(tmp_path, STEPS, 0.08).steps) == 7
+    step, loaded = runs.load_ema(run_of)
+    jax.tree.map(np.testing.assert_array_equal, loaded, remake(less, STEPS, 0.08))
+    said = capsys.readouterr().err
+    assert (
+        said.count("WARNING: snapshot 8 in") == 1 and "item averages: 0/" in said and "the EMA is made of the" in said
+    )
+    note = runs.made_with(run_of, step, loaded)["ema"]
+    assert note == posthoc_ema.plan(less, STEPS, 0.08).note() != posthoc_ema.plan(whole, STEPS, 0.08).note()
+    shutil.rmtree(tmp_path / "posthoc")
+    shutil.copytree(less / "posthoc", tmp_path / "posthoc")
+    shutil.copytree(whole / "posthoc" / "8", tmp_path / "posthoc" / "8")
+    assert len(posthoc_ema.plan(tmp_path, STEPS, 0.08).steps) == 7
+
+
+def test_damaged_snapshots_are_refused_where_the_others_do_not_suffice(whole, tmp_path):
+    for name in ("checkpoints", "config.json"):
+        (tmp_path / name).symlink_to(whole / name)
+    shutil.copytree(whole / "posthoc", tmp_path / "posthoc")
+    for number in (2, 4, 6, 8, 10, 12):
+        shutil.rmtree(tmp_path / "posthoc" / str(number) / "averages")
+    shapes = jax.eval_shape(tiny.build(devices=1).model.init, jax.random.key(0))
+    with pytest.raises(
+        ValueError, match=r"--ema=0.2: the \d snapshots in .* \(those of 2, 4 are damaged: restore them\)"
+    ):
+        posthoc_ema.make(tmp_path, STEPS, 0.2, shapes)
 
 
 def test_it_is_sampled_and_scored_and_exported(whole, tmp_path, monkeypatch):

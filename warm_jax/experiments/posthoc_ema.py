@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from warm_jax.diffusion import ema
 from warm_jax.experiments import experiment
-from warm_jax.runtime import checkpoint, log, mesh, workdirs
+from warm_jax.runtime import checkpoint, log, mesh, pod, workdirs
 
 FOLDER = "posthoc"
 MOST_ERROR = 0.1  # ‖profile - wanted‖ / ‖wanted‖
@@ -43,6 +43,19 @@ class Plan(NamedTuple):
         return {"sigma_rel": self.sigma_rel, "averages": len(self.fit.coefficients), "profile_error": error}
 
 
+# Snapshots that this process found damaged, and when each was written: `plan` does without them.
+_damaged: dict[pathlib.Path, int] = {}
+
+
+class _DamagedError(ValueError):
+    """A snapshot that cannot be read: its step, and why."""
+
+
+def _is_whole(snapshot: pathlib.Path) -> bool:
+    """Whether nothing is known against a snapshot; one that was restored is another."""
+    return snapshot not in _damaged or _damaged[snapshot] != snapshot.stat().st_mtime_ns
+
+
 def check(workdir: pathlib.Path, sigma_rel: float, config: ConfigDict) -> tuple[float, ...]:
     """The lengths that the training of `workdir` tracks; of one that has not begun, those that `config` says.
 
@@ -62,7 +75,8 @@ def check(workdir: pathlib.Path, sigma_rel: float, config: ConfigDict) -> tuple[
 def plan(workdir: pathlib.Path, step: int, sigma_rel: float) -> Plan:
     """The plan for the checkpoint of `step`; reads which snapshots there are, and none of them.
 
-    ValueError where training kept no averages, no EMA has this length, or the snapshots cannot give it.
+    It does without those that `make` found damaged before. ValueError where training kept no averages, no EMA has this
+    length, or the snapshots cannot give it.
     """
     lengths = check(workdir, sigma_rel, workdirs.load_config(workdir))
     own = workdir / "checkpoints" / str(step)
@@ -73,7 +87,9 @@ def plan(workdir: pathlib.Path, step: int, sigma_rel: float) -> Plan:
         )
     folder = workdir / FOLDER
     found = checkpoint.Checkpoints(folder, writable=False).steps() if folder.is_dir() else []
-    steps = (*sorted(number for number in found if number < step), step)
+    before = sorted(number for number in found if number < step)
+    steps = (*(number for number in before if _is_whole(folder / str(number))), step)
+    lost = [number for number in before if number not in steps]
     profiles = [ema.Profile(number, ema.gamma(length)) for number in steps for length in lengths]
 
     def fit(length: float) -> ema.Fit:
@@ -83,12 +99,34 @@ def plan(workdir: pathlib.Path, step: int, sigma_rel: float) -> Plan:
     if made.fit.error > MOST_ERROR:
         good = [length for length in _TRIED.tolist() if fit(length).error <= MOST_ERROR]
         reach = f"from {good[0]:g} to {good[-1]:g}" if good else f"of {', '.join(f'{one:g}' for one in lengths)}"
+        damaged = f" (those of {', '.join(map(str, lost))} are damaged: restore them)" if lost else ""
         raise ValueError(
-            f"--ema={sigma_rel:g}: the {len(steps) - 1} snapshots in {folder} up to step {step} come no closer to this "
-            f"length than {made.fit.error:.0%} of its profile ({MOST_ERROR:.0%} are allowed); ask for one {reach}, or "
-            "train with a smaller train.posthoc_every"
+            f"--ema={sigma_rel:g}: the {len(steps) - 1} snapshots in {folder} up to step {step}{damaged} come no "
+            f"closer to this length than {made.fit.error:.0%} of its profile ({MOST_ERROR:.0%} are allowed); ask for "
+            f"one {reach}, or train with a smaller train.posthoc_every"
         )
     return made
+
+
+def make(workdir: pathlib.Path, step: int, sigma_rel: float, shapes: PyTree) -> tuple[Plan, PyTree[np.ndarray]]:
+    """The plan for the checkpoint of `step` and its EMA, as `plan` and `reconstruct` give them.
+
+    A snapshot that is damaged is passed over with a warning, as long as the others suffice. Of several processes all
+    must call it: what one of them cannot read is passed over by all.
+    """
+    while True:
+        wanted = plan(workdir, step, sigma_rel)
+        made, lost = None, ""
+        try:
+            made = reconstruct(workdir, wanted, shapes)
+        except _DamagedError as error:
+            lost, reason = str(error.args[0]), error.args[1]
+            log.warn(f"{reason}; the EMA is made of the other snapshots, if they suffice")
+        steps = set(filter(None, pod.gather("snapshots", lost)))
+        if not steps:
+            return wanted, made
+        for snapshot in (workdir / FOLDER / one for one in steps):
+            _damaged[snapshot] = snapshot.stat().st_mtime_ns
 
 
 def reconstruct(workdir: pathlib.Path, wanted: Plan, shapes: PyTree) -> PyTree[np.ndarray]:
@@ -106,8 +144,10 @@ def reconstruct(workdir: pathlib.Path, wanted: Plan, shapes: PyTree) -> PyTree[n
         try:
             stored = readers[name].restore(number, averages=(like,) * len(wanted.lengths))["averages"]
         except ValueError as error:
-            remedy = "name another --checkpoint" if name == "checkpoints" else f"remove {workdir / name / str(number)}"
-            raise ValueError(f"its averages are missing or damaged: {error}; {remedy}") from error
+            bar.close()
+            if name == FOLDER:
+                raise _DamagedError(number, str(error).replace("checkpoint", "snapshot", 1)) from error
+            raise ValueError(f"its averages are missing or damaged: {error}; name another --checkpoint") from error
         for coefficient, average in zip(x, stored, strict=True):
             total = jax.tree.map(lambda sum_, a, c=coefficient: sum_ + c * np.asarray(a, np.float64), total, average)
         bar.update()

@@ -1,180 +1,26 @@
-"""Many processes as one: the only file that knows `jax.distributed`.
+"""Many processes as one: that they begin and end together, and agree.
 
 Small messages go through the key-value store of JAX's coordinator, which lives in process 0, so nothing here waits for
-a device. A thread in each process looks there twice a second: a signal that came to one process is heard by all, and a
-process that fails takes the others with it instead of leaving them to wait for it. So does one that hangs: each counts
-there while it lives, and where process 0 sees one stand still for `HUNG_SECONDS`, or another process has as long no
-answer from process 0, the job ends with one line that says so, before JAX finds it out and prints its stack.
+a device. `coordinator.py` starts it; `peers.py` watches the other processes.
 """
 
-import collections
 import json
 import os
 import pathlib
-import platform
 import secrets
 import sys
-import threading
 import time
 from collections.abc import Callable
 
 from absl import logging
 
-from warm_jax.runtime import door, preemption, rollcall
+from warm_jax.runtime import coordinator, peers, preemption, rollcall
 
-_LOOK_SECONDS = 0.4
 _ACKNOWLEDGE_SECONDS = 60.0
-_GRACE_SECONDS = 4.0  # for a process to end by itself when another has failed
-HUNG_SECONDS = 30.0  # without a sign of life; JAX waits for longer
-_JAX_SECONDS = 100
 _KINDS = {kind.__name__: kind for kind in (ValueError, OSError, FileNotFoundError, InterruptedError)}
 
 
-class _Pod:
-    """What this process knows of the others."""
-
-    def __init__(self, place: rollcall.Place, client):
-        self.place, self.client = place, client
-        self.asked: collections.Counter[str] = collections.Counter()
-        self.stops: dict[str, int] = {}
-        self.wrong = ""
-        self.closing = threading.Event()
-        self.silent = 0.0  # seconds since process 0 has answered
-        self.first = place.hosts[0] if place.hosts else "its host"
-        self.thread = threading.Thread(target=self._watch, name="pod", daemon=True)
-        self.thread.start()
-        if place.process:
-            threading.Thread(target=self._guard, name="pod-guard", daemon=True).start()
-
-    def key(self, name: str) -> str:
-        """A key of its own for each call; all processes make the same calls in the same order."""
-        self.asked[name] += 1
-        return f"warm_jax/{name}/{self.asked[name]}"
-
-    def put(self, key: str, value: str) -> None:
-        """Stores a value; the first one stays."""
-        try:
-            self.client.key_value_set(key, value)
-        except Exception as error:  # jaxlib's, which says the kind only in its text
-            if "ALREADY_EXISTS" not in str(error):
-                raise
-
-    def get(self, key: str) -> str:
-        """Waits for a value, for ever: where its maker is lost, this process is ended.
-
-        ValueError where a process has found its input wrong, and so will not come.
-        """
-        while True:
-            try:
-                return self.client.blocking_key_value_get(key, 1_000)
-            except Exception as error:
-                if "DEADLINE_EXCEEDED" not in str(error):
-                    raise
-                if self.wrong:
-                    raise ValueError(self.wrong) from error
-
-    def _watch(self) -> None:
-        published, acknowledged, beats = False, set(), 0
-        others = {number: _Pulse() for number in range(1, self.place.processes)}
-        if not self.place.process:
-            self.put("warm_jax/news/host", platform.node())
-        while not self.closing.wait(_LOOK_SECONDS):
-            try:
-                if preemption.received() and not published:
-                    self.put("warm_jax/news/signal", f"{preemption.received()} on process {self.place.process}")
-                    published = True
-                if self.place.process:
-                    beats += 1
-                    said = f"{beats} {platform.node()}"
-                    self.client.key_value_set(f"warm_jax/alive/{self.place.process}", said, allow_overwrite=True)
-                elif hung := self._hung(others):
-                    self._end_all(hung)
-                news = dict(self.client.key_value_dir_get("warm_jax/news/"))
-                self.silent = 0.0
-                self._hear(news, acknowledged)
-            except Exception as error:
-                if not self.closing.is_set() and "DEADLINE_EXCEEDED" not in str(error):
-                    _leave_with(f"lost process 0 at {self.place.coordinator} ({_first_line(error)})")
-
-    def _hear(self, news: dict[str, str], acknowledged: set[str]) -> None:
-        for key, value in sorted(news.items(), key=lambda item: item[0].endswith("failed")):
-            name = key.removeprefix("warm_jax/news/")
-            if name == "signal":
-                preemption.hear(door.shown(value))
-            elif name.startswith("stop/") and key not in acknowledged:
-                self.stops[name] = int(value)
-                self.put(f"warm_jax/heard/{name}/{self.place.process}", "")
-                acknowledged.add(key)
-            elif name == "wrong":
-                self.wrong = door.shown(value, 2000)
-            elif name == "failed":
-                self._follow(door.shown(value, 2000))
-            elif name == "host":
-                self.first = door.shown(value)
-            elif name == "hung":
-                _leave_with(door.shown(value))
-
-    def _hung(self, others: dict[int, "_Pulse"]) -> str:
-        """In process 0: which of the others has stood still for too long; empty where none has."""
-        alive = dict(self.client.key_value_dir_get("warm_jax/alive/"))
-        for number, pulse in others.items():
-            if pulse.silent(alive.get(f"warm_jax/alive/{number}", "")) >= HUNG_SECONDS:
-                host = pulse.said.partition(" ")[2] or "a host that never said its name"
-                return f"process {number} on {door.shown(host)} has given no sign of life for {HUNG_SECONDS:g} s"
-        return ""
-
-    def _end_all(self, why: str) -> None:
-        """In process 0, which keeps what the others have to read: it goes last."""
-        self.put("warm_jax/news/hung", why)
-        time.sleep(4 * _LOOK_SECONDS)
-        _leave_with(why)
-
-    def _guard(self) -> None:
-        """Ends this process where process 0, for whose answer the other thread waits, gives none.
-
-        Of a time in which this process was stopped itself, as a laptop that slept, little counts.
-        """
-        tick = HUNG_SECONDS / 30
-        while not self.closing.wait(tick):
-            self.silent += tick
-            if self.silent >= HUNG_SECONDS:
-                where = f"process 0 on {self.first} ({self.place.coordinator})"
-                _leave_with(f"{where} has not answered for {HUNG_SECONDS:g} s")
-
-    def _follow(self, what: str) -> None:
-        """Another process has failed: the main thread may wait for it in a collective, so it is not asked."""
-        if not self.closing.wait(_GRACE_SECONDS):
-            try:
-                self.put(f"warm_jax/gone/{self.place.process}", "")
-            finally:
-                _leave_with(what)
-
-
-class _Pulse:
-    """How long another process has said nothing new."""
-
-    def __init__(self):
-        self.said, self._seconds, self._looked = "", 0.0, time.monotonic()
-
-    def silent(self, said: str) -> float:
-        """Seconds since it said something new. Of a time in which this process was stopped itself, little counts."""
-        now = time.monotonic()
-        self._seconds = 0.0 if said != self.said else self._seconds + min(now - self._looked, 2.0)
-        self.said, self._looked = said, now
-        return self._seconds
-
-
-def _leave_with(why: str) -> None:
-    """Ends the process: the main thread may be in a collective, which waits for ever."""
-    print(f"error: {why}; this process ends with it", file=sys.stderr, flush=True)
-    os._exit(1)
-
-
-_pod: _Pod | None = None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+_pod: peers.Peers | None = None
 
 
 def count() -> int:
@@ -197,25 +43,7 @@ def start(place: rollcall.Place | None, facts: dict[str, object], seconds: float
         return
     rollcall.meet(place, facts, seconds)
     preemption.together()
-    import jax
-    from jax._src import distributed
-
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    host, port = rollcall.address(place)
-    here = door.LOOPBACK.get(host)  # of a job on one machine the port is not open to others
-    jax.distributed.initialize(
-        place.coordinator,
-        place.processes,
-        place.process,
-        local_device_ids=None if place.local_device is None else [place.local_device],
-        cluster_detection_method="deactivate",
-        initialization_timeout=max(1, int(seconds)),
-        coordinator_bind_address=here and (f"[{here}]:{port}" if ":" in here else f"{here}:{port}"),
-        heartbeat_timeout_seconds=_JAX_SECONDS,
-        shutdown_timeout_seconds=60,
-    )
-    _pod = _Pod(place, distributed.global_state.client)
+    _pod = peers.Peers(place, coordinator.connect(place, seconds))
 
 
 def end(status: int, why: str = "") -> None:
@@ -229,15 +57,13 @@ def end(status: int, why: str = "") -> None:
     pod, _pod = _pod, None
     pod.closing.set()
     if status in (0, preemption.EXIT_AGAIN):
-        import jax
-
-        pod.thread.join(_GRACE_SECONDS)
-        jax.distributed.shutdown()
+        pod.thread.join(peers.GRACE_SECONDS)
+        coordinator.leave()
         return
     try:
         pod.put("warm_jax/news/failed", f"process {pod.place.process} failed: {why}")
         pod.put(f"warm_jax/gone/{pod.place.process}", "")
-        until = time.monotonic() + 2 * _GRACE_SECONDS
+        until = time.monotonic() + 2 * peers.GRACE_SECONDS
         # What the others have to read is kept by process 0: it goes last.
         for number in range(1, pod.place.processes if pod.place.process == 0 else 0):
             left = max(1, int(1000 * (until - time.monotonic())))
@@ -299,7 +125,7 @@ def all_or_none(name: str, error: Exception | None) -> None:
     The others may be in another call of this file, waiting for this process: they are told there.
     """
     if error and _pod:
-        _pod.put("warm_jax/news/wrong", f"process {_pod.place.process}: {_first_line(error)}")
+        _pod.put("warm_jax/news/wrong", f"process {_pod.place.process}: {peers.first_line(error)}")
     if error:
         raise error
     gather(name, "")

@@ -1,5 +1,7 @@
 """The folder that a run lives in: what it must not forget, and what must fit when somebody comes back to it."""
 
+import functools
+import hashlib
 import json
 import pathlib
 import shlex
@@ -11,6 +13,7 @@ from ml_collections import ConfigDict
 
 from warm_jax.data.buckets import local as local  # gs://… as a folder of this machine
 from warm_jax.data.sources import Source
+from warm_jax.runtime import log
 from warm_jax.weights import archives
 from warm_jax.weights.archives import write_atomically as write_atomically
 
@@ -25,6 +28,7 @@ RUN_KEYS = (
 # Keys that older configs lack, and the values that say what was done then.
 LATER = {"train.posthoc_ema": [], "data.download": False, "train.evaluate_every": 0, "train.evaluate_count": 1000}
 
+DIGESTS, FIXED = "digests", "model and run"  # a key of config.json; one of that, besides the names of sections
 ORIGIN, BEGUN, SEEN = "origin.json", "init.json", "data.json"
 NOTES = {  # what they hold at least: of converted weights; of a training that began from others'; of the images
     ORIGIN: ("source",),
@@ -64,8 +68,53 @@ def check_new(workdir: pathlib.Path) -> None:
 
 
 def save_config(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes `config.json`."""
-    write_atomically(workdir / "config.json", json.dumps(config.to_dict(), indent=2, default=list).encode() + b"\n")
+    """Writes `config.json`: the config, and digests of its values."""
+    values = json.loads(json.dumps(config.to_dict(), default=list))
+    values.pop(DIGESTS, None)  # of a config file that reads another run's config.json as it is
+    text = json.dumps(values | {DIGESTS: _digests(values)}, indent=2)
+    write_atomically(workdir / "config.json", text.encode() + b"\n")
+
+
+def _digests(values: dict[str, object]) -> dict[str, str]:
+    """Of what says what the weights are, and of the rest of each section; the first 16 digits of a sha256."""
+    parts: dict[str, list[tuple[str, object]]] = {FIXED: []}
+    for key, value in sorted(_flatten(values).items()):
+        part = FIXED if _is_under(key, MODEL_KEYS + RUN_KEYS) else key.partition(".")[0]
+        parts.setdefault(part, []).append((key, value))
+    return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest()[:16] for name, part in parts.items()}
+
+
+def _is_under(key: str, keys: tuple[str, ...]) -> bool:
+    return any(key == k or key.startswith(f"{k}.") for k in keys)
+
+
+def _read_config(workdir: pathlib.Path) -> dict:
+    """The values in `config.json`. ValueError where those that say what the weights are, are not what was written.
+
+    Another value may have been changed by hand, as the length of a training: that is said. A file without digests, as
+    older versions wrote it, is taken as it is.
+    """
+    path = workdir / "config.json"
+    values = _read_json(path)
+    stored = values.pop(DIGESTS, None)
+    if stored is None:
+        return values
+    found, stored = _digests(values), stored if isinstance(stored, dict) else {}
+    changed = sorted(name for name in found.keys() | stored.keys() if found.get(name) != stored.get(name))
+    if FIXED in changed:
+        raise ValueError(
+            f"one of {', '.join(MODEL_KEYS + RUN_KEYS)} has another value than was written: damage, or an edit, which "
+            f"counts once the key {DIGESTS} is removed"
+        )
+    if changed:
+        _say_changed(path, ", ".join(changed))
+    return values
+
+
+@functools.cache
+def _say_changed(path: pathlib.Path, sections: str) -> None:
+    """Once, however often it is read."""
+    log.warn(f"{path} was changed since it was written, in {sections}; if not by you, restore it")
 
 
 def flat(config: ConfigDict) -> dict[str, object]:
@@ -83,7 +132,7 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
 def differing(one: ConfigDict, other: ConfigDict, keys: tuple[str, ...]) -> list[tuple[str, object]]:
     """(dotted key, value in `other`) wherever the two differ under `keys`."""
     flat, ours = (_flatten(config.to_dict()) for config in (one, other))
-    under = [key for key in ours if any(key == k or key.startswith(f"{k}.") for k in keys)]
+    under = [key for key in ours if _is_under(key, keys)]
     return [(key, ours[key]) for key in under if key not in flat or flat[key] != ours[key]]
 
 
@@ -116,7 +165,7 @@ def load_config(workdir: pathlib.Path, like: ConfigDict | None = None) -> Config
     """The config of a run, from its `config.json`; sections that it lacks are as in `like`, newer keys unset."""
     path = workdir / "config.json"
     try:
-        saved = _read_json(path)
+        saved = _read_config(workdir)
         made = ConfigDict(saved)
         for section in like or ():
             if section not in made:
@@ -149,7 +198,7 @@ def check_same(config: ConfigDict, workdir: pathlib.Path, keys: tuple[str, ...])
             "restore it, or give another --workdir"
         )
     try:
-        saved = LATER | _flatten(_read_json(path))
+        saved = LATER | _flatten(_read_config(workdir))
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not a config ({error}); restore it, or move the workdir away") from error
     here = LATER | flat(config)
@@ -157,7 +206,7 @@ def check_same(config: ConfigDict, workdir: pathlib.Path, keys: tuple[str, ...])
     differ = [
         f"{key} was {saved.get(key, missing)!r} and is now {here.get(key, missing)!r}"
         for key in sorted(saved.keys() | here.keys())
-        if any(key == k or key.startswith(f"{k}.") for k in keys) and saved.get(key, missing) != here.get(key, missing)
+        if _is_under(key, keys) and saved.get(key, missing) != here.get(key, missing)
     ]
     if differ:
         raise ValueError(

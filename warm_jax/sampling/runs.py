@@ -166,12 +166,12 @@ def load_ema(run: Run) -> tuple[int, PyTree]:
         lengths = posthoc_ema.check(run.workdir, run.ema, exp.config)
         here = mesh.replicated(mesh.make_mesh(1, local=True))
         step, _ = _restore(run, averages=(on(here),) * len(lengths))
-    wanted = posthoc_ema.plan(run.workdir, step, run.ema)
+    wanted, made = posthoc_ema.make(run.workdir, step, run.ema, shapes)
     log.say(
         f"EMA of σ_rel {run.ema:g} at step {step}, made of {len(wanted.fit.coefficients)} averages; its profile is off "
         f"by {wanted.fit.error:.2%}"
     )
-    return step, jax.device_put(posthoc_ema.reconstruct(run.workdir, wanted, shapes), everywhere)
+    return step, jax.device_put(made, everywhere)
 
 
 def _restore(run: Run, **abstract: PyTree[jax.ShapeDtypeStruct]) -> tuple[int, dict[str, PyTree]]:
