@@ -1,6 +1,10 @@
 """The evaluation program: identical sets score as theory says, interruptions change nothing, mismatches are refused."""
 
+import collections
+import itertools
 import json
+import random
+import zipfile
 
 import numpy as np
 import pytest
@@ -102,6 +106,50 @@ def test_an_interrupted_evaluation_ends_with_the_same_numbers(data, trained, tmp
     _, (_, repaired) = run(config, tmp_path)
     _, rows = run(config, trained)
     assert scores(resumed) == scores(repaired) == scores(rows[-1])
+
+
+def test_a_flip_in_any_region_of_a_kept_shard_is_found_and_made_again(data, tmp_path, capsys):
+    """Each member's header, bytes and entry in the directory, and the end of the file: the same bytes as before."""
+    judging = evaluate.prepare(settings(data, count=20), tmp_path, f"npz:{data / 'seen.npz'}", -1, "once", False)
+    images, rng = shards.Images(judging), random.Random(0)
+    whole = shards.judge(judging, images, 0, 20)
+    [path] = tmp_path.glob("evaluations/*/*.npz")
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        members = {entry.filename: entry for entry in archive.infolist()}
+        directory = archive.start_dir
+    assert {"sha256.npy", "pool.npy", "pixels.npy", "nfe.npy"} <= members.keys()
+    regions, entry_at = {"end": (len(content) - 22, len(content))}, directory
+    for name, entry in members.items():
+        at = entry.header_offset
+        first = at + 30 + sum(content[at + 26 + i] << 8 * (i % 2) for i in range(4))
+        regions[f"header of {name}"] = (at, first)
+        regions[f"bytes of {name}"] = (first, first + entry.compress_size)
+        end = entry_at + 46 + len(name) + len(entry.extra) + len(entry.comment)
+        regions[f"entry of {name}"] = (entry_at, end)
+        entry_at = end
+    assert sorted(regions.values())[0][0] == 0 and entry_at == len(content) - 22
+    covered = sorted(regions.values())
+    assert all(one[1] == other[0] for one, other in itertools.pairwise(covered))
+    capsys.readouterr()
+    made_again = collections.Counter()
+    calls = []
+    kept = [np.concatenate(list(images.chunks(0, 20)))]
+    images.chunks = lambda first, count: calls.append(first) or iter(kept)
+    for name, (first, end) in regions.items():
+        for _ in range(3):
+            changed = bytearray(content)
+            changed[rng.randrange(first, end)] ^= 1 << rng.randrange(8)
+            path.write_bytes(changed)
+            calls.clear()
+            judged = shards.judge(judging, images, 0, 20)
+            for field in ("pool", "pixels"):
+                np.testing.assert_array_equal(getattr(judged, field), getattr(whole, field), err_msg=name)
+            said = capsys.readouterr().out
+            assert bool(calls) == (f"{path} is damaged (" in said) and len(calls) <= 1
+            made_again[name] += len(calls)
+            assert not calls or path.read_bytes() == content
+    assert all(made_again[name] == 3 for name in regions if name.startswith("bytes of"))
 
 
 def test_a_statistics_file_is_the_source_it_was_made_of(data, tmp_path):

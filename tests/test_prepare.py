@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import zipfile
 
 import numpy as np
@@ -193,6 +194,31 @@ def test_again_and_otherwise(tmp_path, capsys, monkeypatch):
         run(spec, tmp_path / "other.zip", image_size=4)
     with pytest.raises(ValueError, match=r"unfinished work of other settings \(image_size was \[4, 4\], is \[8, 8\]\)"):
         run(spec, tmp_path / "other.zip", image_size=8)
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".arrayrecord"])
+def test_what_was_damaged_since_is_found(tmp_path, suffix, capsys):
+    """A flipped bit in any image: when it is asked for again, and when it is read."""
+    if suffix == ".arrayrecord":
+        pytest.importorskip("array_record")
+    spec = write(tmp_path / "in.zip", [picture(8, 8, i) for i in range(3)])
+    out = tmp_path / f"out{suffix}"
+    run(spec, out, image_size=4)
+    whole, found = out.read_bytes(), 0
+    places = [whole.index(b"IDAT", at) + 6 for at in [m.start() for m in re.finditer(b"\x89PNG", whole)]]
+    for place in places:
+        content = bytearray(whole)
+        content[place] ^= 8
+        out.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"out{suffix} was made with these settings, and has been damaged since"):
+            run(spec, out, image_size=4)
+        found += 1
+        with pytest.raises(ValueError):
+            open_source(f"{suffix[1:]}:{out}").read(np.arange(3))
+    out.write_bytes(whole)
+    run(spec, out, image_size=4)
+    assert "and undamaged: nothing to do" in capsys.readouterr().out
+    assert found == 3 or suffix != ".zip"
 
 
 def test_broken_images(tmp_path, caplog):

@@ -56,7 +56,7 @@ def run(
         **{"crop": crop, "filter": "lanczos", "on_error": on_error},
     }
     if target.exists():
-        return _already_there(target, settings)
+        return _already_there(target, settings, progress)
     partial = target.with_name(target.name + ".partial")
     _claim(partial, settings)
     starts = range(0, len(items), CHUNK)
@@ -107,12 +107,21 @@ def _check_arguments(target: pathlib.Path, image_size, channels: int | None, cro
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
 
 
-def _already_there(target: pathlib.Path, settings: dict) -> int:
+def _already_there(target: pathlib.Path, settings: dict, progress: bool) -> int:
+    """0 where `target` was made with these settings and every image in it has its checksum; else ValueError."""
     described = manifest.read(target)
     if described is None or _changed(described.settings, settings):
         raise ValueError(f"{target} is there, of other settings or without a manifest; remove it or name another")
-    sources.open_items(f"{target.suffix[1:]}:{target}")  # or what damage it has taken since
-    print(f"{target} is there already, with these settings: nothing to do")
+    items = sources.open_items(f"{target.suffix[1:]}:{target}")
+    try:
+        for index in tqdm(range(len(items)), unit="image", desc=f"check {target.name}", disable=not progress):
+            items.get(index)  # which compares it with the file's own checksum
+    except (ValueError, OSError) as error:
+        text = (
+            f"{target} was made with these settings, and has been damaged since ({error}); remove it, to make it again"
+        )
+        raise ValueError(text) from error
+    print(f"{target} is there already, with these settings, and undamaged: nothing to do")
     return 0
 
 
