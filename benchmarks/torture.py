@@ -53,7 +53,7 @@ from tqdm import tqdm
 Trial = Callable[[Bench, random.Random, pathlib.Path], Verdict]
 _SAVING = ("train", "sample", "evaluate", "compare", "restore", "analyze")
 _PAIRS = ("train", "sample", "evaluate", "prepare", "export")
-_FLIPS, _CUTS = 500, 100
+_FLIPS, _CUTS = 500, 40
 
 
 def _kinds() -> dict[str, tuple[int, Trial]]:
@@ -66,7 +66,7 @@ def _kinds() -> dict[str, tuple[int, Trial]]:
     for mode in MODES:
         add(f"kill: {mode}", 100 if mode == "train" else 10, torture_kills.killed, mode)
     for mode in MODES:
-        add(f"signal: {mode}", 30 if mode == "train" else 10 if mode in _SAVING else 5, torture_kills.signalled, mode)
+        add(f"signal: {mode}", 10 if mode == "train" else 4 if mode in _SAVING else 2, torture_kills.signalled, mode)
     for mode in _PAIRS:
         add(f"two at once: {mode}", 5, torture_kills.together, mode)
     weights = {"checkpoint": 12, "snapshots": 3, "prepared zip": 3, "export": 3, "converted workdir": 3}
@@ -76,13 +76,13 @@ def _kinds() -> dict[str, tuple[int, Trial]]:
             times = -(-count * weights.get(target, 1) // total)
             add(f"{what}: {target}", times, torture_damage.damaged, target, cut)
     for mode in ("train", "sample", "evaluate", "prepare", "export"):
-        add(f"full disk: {mode}", 5, torture_damage.full_disk, mode)
+        add(f"full disk: {mode}", 2, torture_damage.full_disk, mode)
     for name in torture_hostile.TRAPS:
         add(f"hostile: {name}", 1, torture_hostile.hostile, name)
     for what in ("kill", "stop", "signal"):
-        add(f"pod: {what}", 5, torture_pods.host, what)
+        add(f"pod: {what}", 3, torture_pods.host, what)
     for name in torture_pods.ATTACKS:
-        add(f"stranger: {name}", 2, torture_pods.attacked, name)
+        add(f"stranger: {name}", 1, torture_pods.attacked, name)
     return found
 
 
