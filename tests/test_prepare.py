@@ -210,7 +210,7 @@ def test_what_was_damaged_since_is_found(tmp_path, suffix, capsys):
         content = bytearray(whole)
         content[place] ^= 8
         out.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"out{suffix} was made with these settings, and has been damaged since"):
+        with pytest.raises(ValueError, match=rf"out{suffix} (was made .* damaged since|changed since it was prepared)"):
             run(spec, out, image_size=4)
         found += 1
         with pytest.raises(ValueError):

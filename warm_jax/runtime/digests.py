@@ -35,7 +35,7 @@ FILE = "metadata"  # what Orbax calls the file of a JSON item
 VERSION = 2  # of the digests that are written
 _SECOND = "2:"  # what a digest of version 2 begins with; those of version 1 have their digits alone
 _WIDTH = 1 << 12  # words that are added at a time on the host: they stay in its cache
-_BLOCK = 1 << 16  # words that are looked at together there
+_BLOCK = 1 << 16  # words that are looked at together there, by the first version
 _SMALL = 1 << 14  # elements up to which an array of an accelerator is summed on the host: nothing to compile
 _GOLDEN, _ODD = 0x9E3779B1, 0x3C6EF362  # 2³² / φ, rounded to an odd number; twice that, modulo 2³²
 
@@ -96,18 +96,11 @@ def _columns(words: Shaped[np.ndarray, "l i k"]) -> UInt32[np.ndarray, "l k"]:
     """c[l, k]."""
     parts, rows, width = words.shape
     period = _period(rows, width)
-    weights, found = _weights(np, period, period), np.zeros((parts, width), np.uint32)
-    if rows <= period:  # many small parts
-        step = max(1, _BLOCK // max(1, rows * width))
-        for first in range(0, parts, step):
-            found[first : first + step] = np.sum(words[first : first + step] * weights, 1, dtype=np.uint32)
-        return found
     whole = rows - rows % period
-    for part, columns in zip(words, found, strict=True):
-        summed = np.add.reduce(part[:whole].reshape(-1, period * width), 0, dtype=np.uint32).reshape(period, width)
-        summed[: rows - whole] += part[whole:]
-        np.add.reduce(summed * weights, 0, dtype=np.uint32, out=columns)
-    return found
+    folded = words[:, :whole].reshape(parts, whole // period, period * width)  # no copy
+    summed = np.add.reduce(folded, 1, dtype=np.uint32).reshape(parts, period, width)
+    summed[:, : rows - whole] += words[:, whole:]
+    return np.add.reduce(summed * _weights(np, period, period), 1, dtype=np.uint32)
 
 
 def _first_version(words: Shaped[np.ndarray, "j k"]) -> UInt32[np.ndarray, "2"]:
