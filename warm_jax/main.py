@@ -155,6 +155,8 @@ def _run(mode: str, config: ConfigDict | None, workdir: str) -> int:
         pod.all_or_none("prepared", wrong)
     except (ValueError, TypeError, OSError) as error:
         return _leave(flags.fail(error, flags.EXIT_USAGE), str(error))
+    if mode in flags.SAVING:  # the others look at no device, or not for long
+        host.keep_memory()
     try:
         return _leave(program())
     except (ValueError, TypeError, OSError, FloatingPointError, MemoryError, jax.errors.JaxRuntimeError) as error:
