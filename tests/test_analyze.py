@@ -27,7 +27,7 @@ def linear(monkeypatch):
 def trained(workdir, system="warm", **changes):
     """A workdir with a checkpoint of random weights; its config."""
     config = tiny.config(system, **changes)
-    weights = tiny.randomised(experiment.build(config).model.init(jax.random.key(0)), np.random.default_rng(0), 0.02)
+    weights = tiny.randomised(tiny.born(experiment.build(config).model), np.random.default_rng(0), 0.02)
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
     checkpoints.save(3, {"step": jnp.zeros(())}, weights, wait=True)

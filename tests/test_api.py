@@ -33,7 +33,7 @@ def linear(monkeypatch):
 def save(workdir, config, rng):
     """A workdir with random weights in a checkpoint of step 3; the weights."""
     exp = experiment.build(config)
-    weights = tiny.randomised(exp.model.init(jax.random.key(0)), rng)
+    weights = tiny.randomised(tiny.born(exp.model), rng)
     workdir.mkdir(exist_ok=True)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
     checkpoints.save(3, {"step": jnp.zeros(())}, weights, wait=True)

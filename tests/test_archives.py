@@ -86,7 +86,7 @@ def test_a_damaged_partial_is_drawn_again(tmp_path, capsys):
 
 def test_no_flip_of_an_exports_description_is_silent(tmp_path):
     exp = tiny.build(devices=1)
-    bundle.save(tmp_path, exp, exp.model.init(jax.random.key(0)), None, {"sampler": None, "origin": {"source": "x"}})
+    bundle.save(tmp_path, exp, tiny.born(exp.model), None, {"sampler": None, "origin": {"source": "x"}})
     path, rng, refused = tmp_path / bundle.MODEL, random.Random(0), 0
     content, whole = path.read_bytes(), bundle.read_about(tmp_path)
     for _ in range(200):

@@ -252,7 +252,7 @@ def test_snapshots_have_digests_too(tmp_path):
 def test_a_converted_workdir(tmp_path):
     """Its only checkpoint: refused, naming step and item, by all that use weights."""
     exp = tiny.build(devices=1)
-    from_edm.save_workdir(exp, exp.model.init(jax.random.key(0)), tmp_path)
+    from_edm.save_workdir(exp, tiny.born(exp.model), tmp_path)
     run = runs.Run(exp, tmp_path, -1)
     assert runs.load_ema(run)[0] == 0
     in_the_largest(tmp_path / "checkpoints" / "0" / "ema")

@@ -17,7 +17,7 @@ def drawn(exp, weights, guide=None):
 
 
 def randomised(exp, seed):
-    return tiny.randomised(exp.model.init(jax.random.key(0)), np.random.default_rng(seed))
+    return tiny.randomised(tiny.born(exp.model), np.random.default_rng(seed))
 
 
 def test_guidance_by_no_class_is_the_formula():

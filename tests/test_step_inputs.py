@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import build, config
+from tiny import born, build, config
 
 from warm_jax.experiments import experiment
 from warm_jax.runtime import workdirs
@@ -67,7 +67,7 @@ def test_every_label_and_augmentation_reaches_the_network(key, shape):
         with made.ignore_type():
             made.data.image_size = shape
     exp = experiment.build(made)
-    params = exp.model.init(key)
+    params = born(exp.model, key)
     params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(key, p.shape), params)
     images, _ = batch(48, (*shape, 1))
     labels = jnp.arange(48, dtype=jnp.int32) % 10
@@ -86,7 +86,7 @@ def test_every_label_and_augmentation_reaches_the_network(key, shape):
 def test_sampling_tells_the_network_of_no_augmentation(key):
     """Zeros and silence are the same to the network."""
     exp = experiment.build(config(data__augment="edm"))
-    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(key, p.shape), exp.model.init(key))
+    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(key, p.shape), born(exp.model, key))
     x, t = jax.random.normal(key, (2, 28, 28, 1)), jnp.ones(2)
     classes = jnp.eye(10)[:2]
     predict = jax.jit(exp.model.predict)

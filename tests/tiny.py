@@ -63,6 +63,14 @@ def on_devices(made, devices):
     return made if devices is None else dataclasses.replace(made, mesh=mesh.make_mesh(devices))
 
 
+def born(model, key=None):
+    """The parameters of a Denoiser, by a program that is compiled in a fifth of the time: its numbers are the same."""
+    import jax
+
+    init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
+    return init(jax.random.key(0) if key is None else key)
+
+
 def randomised(params, rng, size=0.2):
     """`params` with every leaf drawn anew, so that no layer is silent: a U-Net's output starts at zero."""
     import jax

@@ -88,9 +88,11 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 def init_state(exp: experiment.Experiment) -> State:
     """The state of step 0, a function of the seed, born on its shardings."""
-
     init = _initial(exp)
-    return jax.jit(init, out_shardings=mesh.place(exp.mesh, jax.eval_shape(init)))()
+    # A program of a hundred generators of random numbers, run once: on a CPU most of its time goes into making it fast.
+    on_cpu = exp.mesh.devices.flat[0].platform == "cpu"
+    quick = {"xla_backend_optimization_level": 0} if on_cpu else None
+    return jax.jit(init, out_shardings=mesh.place(exp.mesh, jax.eval_shape(init)), compiler_options=quick)()
 
 
 def _initial(exp: experiment.Experiment) -> Callable[[], State]:
