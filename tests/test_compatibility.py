@@ -45,7 +45,7 @@ def no_sampling(monkeypatch):
     def refuse(self, *args):
         raise AssertionError("drawn anew")
 
-    monkeypatch.setattr(batches.Sampler, "__call__", refuse)
+    monkeypatch.setattr(batches.Sampler, "begin", refuse)
     monkeypatch.setattr(batches.Sampler, "compile", lambda *args: None)
 
 

@@ -230,7 +230,7 @@ def sample(workdir, seeds, out="", step=-1, **changes):
 
 def stop_after(monkeypatch, number):
     """A real SIGTERM while the batch of that number is drawn."""
-    call, count = batches.Sampler.__call__, []
+    call, count = batches.Sampler.begin, []
 
     def interrupted(self, *args):
         count.append(1)
@@ -238,7 +238,7 @@ def stop_after(monkeypatch, number):
             os.kill(os.getpid(), signal.SIGTERM)
         return call(self, *args)
 
-    monkeypatch.setattr(batches.Sampler, "__call__", interrupted)
+    monkeypatch.setattr(batches.Sampler, "begin", interrupted)
     return count
 
 

@@ -1,5 +1,8 @@
 """The way of samples, as pictures: what is shown is what happened, and samples are the same with it and without."""
 
+import os
+import signal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -228,14 +231,14 @@ def test_beside_the_same_samples(workdir, tmp_path, capsys):
 def test_a_signal_leaves_no_half_trajectory(workdir, tmp_path, monkeypatch):
     """Also where all samples are there already: it is 75, and the same command makes it whole."""
     assert sample(workdir, tmp_path, False) == 0
-    call = batches.Sampler.__call__
+    call = batches.Sampler.begin
 
     def interrupted(self, *args):
-        monkeypatch.setattr(generate.preemption, "requested", lambda: "SIGTERM")
+        os.kill(os.getpid(), signal.SIGTERM)
         return call(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(batches.Sampler, "__call__", interrupted)
+        patch.setattr(batches.Sampler, "begin", interrupted)
         assert sample(workdir, tmp_path, True) == 75
     assert not list(tmp_path.glob("trajectory.*"))
 

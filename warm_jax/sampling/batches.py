@@ -4,7 +4,10 @@ An image is a function of its seed and the weights: its noise, and its class whe
 its own, so it is the same in any order and any grouping.
 """
 
+import collections
 import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +19,13 @@ from warm_jax.diffusion.process import Predict
 from warm_jax.experiments import experiment
 from warm_jax.runtime import mesh, pictures
 from warm_jax.sampling import store, trajectories
+
+
+class Begun(NamedTuple):
+    """A batch that the devices draw: its seeds and, of each program, what it gives."""
+
+    seeds: np.ndarray
+    drawn: list[PyTree[jax.Array]]
 
 
 class Sampler:
@@ -146,13 +156,50 @@ class Sampler:
 
         FloatingPointError where a sample is not finite.
         """
+        return self._fetch(self.begin(weights, seeds, labels))
+
+    def stream(
+        self, weights: PyTree, seeds: np.ndarray, label: int = -1, stop: Callable[[], object] = lambda: False
+    ) -> Iterator[tuple[np.ndarray, store.Samples]]:
+        """The seeds, a batch at a time, and their samples; `label` is the class of all, -1: of each its own.
+
+        The devices have the next batch, at most one, when the host fetches one. Once `stop()` says so no more are begun;
+        those that are begun still come.
+        """
+        begun: collections.deque[Begun] = collections.deque()
+        for first in range(0, len(seeds), self.batch_size):
+            if stop():
+                break
+            part = seeds[first : first + self.batch_size]
+            begun.append(self.begin(weights, part, np.full(len(part), label)))
+            if len(begun) > 1:
+                yield begun[0].seeds, self._fetch(begun.popleft())
+        while begun:
+            yield begun[0].seeds, self._fetch(begun.popleft())
+
+    def begin(self, weights: PyTree, seeds: np.ndarray, labels: np.ndarray | None = None) -> Begun:
+        """Hands a batch to the devices, and waits for nothing."""
         self.compile(weights)
         count, padding = len(seeds), self.batch_size - len(seeds)
         if padding < 0:
             raise ValueError(f"{count} seeds are more than a batch of {self.batch_size}")
         labels = np.full(count, -1) if labels is None else labels
         rows = tuple(np.pad(a, (0, padding), "edge") for a in (seeds.astype(np.uint32), labels.astype(np.int32)))
-        found = self._run(weights, rows)
+        drawn, programs = [], len(self._meshes)
+        size = self.batch_size // programs
+        for i, (where, compiled) in enumerate(zip(self._meshes, self._compiled, strict=True)):
+            own, split = [a[i * size : (i + 1) * size] for a in rows], mesh.split(where)
+            placed = [jax.make_array_from_callback(a.shape, split, lambda index, a=a: a[index]) for a in own]
+            drawn.append(compiled(weights if programs == 1 else mesh.part(where, weights), *placed, self.levels))
+        for array in jax.tree.leaves(drawn):
+            array.copy_to_host_async()
+        return Begun(seeds, drawn)
+
+    def _fetch(self, begun: Begun) -> store.Samples:
+        """The samples, on the host, once they are drawn; FloatingPointError where one is not finite."""
+        seeds, count = begun.seeds, len(begun.seeds)
+        parts = jax.device_get(begun.drawn)
+        found = jax.tree.map(lambda *one: np.concatenate(one) if one[0].ndim else one[0], *parts)
         (images, labels, finite, nfe), followed = (found, None) if self.kept is None else found
         if not finite[:count].all():
             raise FloatingPointError(
@@ -161,16 +208,3 @@ class Sampler:
             )
         path = followed and trajectories.Trajectory(*(which[:count] for which in followed))
         return store.Samples(images[:count], labels[:count], int(nfe), path)
-
-    def _run(self, weights: PyTree, rows: tuple[np.ndarray, ...]) -> PyTree[np.ndarray]:
-        """What the compiled programs give for seeds and labels `rows`, on the host, with the batch first."""
-        began, count = [], len(self._meshes)
-        size = self.batch_size // count
-        for i, (where, compiled) in enumerate(zip(self._meshes, self._compiled, strict=True)):
-            own, split = [a[i * size : (i + 1) * size] for a in rows], mesh.split(where)
-            placed = [jax.make_array_from_callback(a.shape, split, lambda index, a=a: a[index]) for a in own]
-            began.append(compiled(weights if count == 1 else mesh.part(where, weights), *placed, self.levels))
-        found = jax.device_get(began)
-        if len(found) == 1:
-            return found[0]
-        return jax.tree.map(lambda *parts: np.concatenate(parts) if parts[0].ndim else parts[0], *found)

@@ -110,20 +110,19 @@ def sample(drawing: Drawing, trajectory: bool = False) -> int:
         started, nfe = time.perf_counter(), 0
         label = -1 if settings.class_label is None else settings.class_label
         bar = log.progress(len(todo), unit="image", doing="sampling")
-        for first in range(0, len(todo), draw.batch_size):
-            if preemption.requested():
-                break
-            seeds = todo[first : first + draw.batch_size]
-            samples = draw(weights, seeds, np.full(len(seeds), label))
-            kept.add(seeds, samples)
-            followed += [samples.trajectory] if trajectory else []
-            nfe = samples.nfe
-            bar.update(len(seeds))
+        try:
+            for seeds, samples in draw.stream(weights, todo, label, preemption.requested):
+                kept.add(seeds, samples)
+                followed += [samples.trajectory] if trajectory else []
+                nfe = samples.nfe
+                bar.update(len(seeds))
+        finally:
+            kept.settle()
         bar.close()
         seconds = time.perf_counter() - started
         log.say(f"NFE {nfe} ({settings.solver}, {settings.steps} steps), {bar.n / seconds:.1f} images/s")
-    lacking = len(kept.missing(own)) or (trajectory and sum(len(part.states) for part in followed) < len(own))
-    stopped = bool(preemption.requested()) and bool(lacking)
+    untold = trajectory and sum(len(part.states) for part in followed) < len(own)
+    stopped = bool(preemption.requested()) and bool(untold or len(kept.missing(own)))
     if stopped or pod.count() > 1:
         kept.pause()  # process 0 reads there what the others drew
     if any(pod.gather("drawn", "stopped" if stopped else "")):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from warm_jax.runtime import log, pictures, workdirs
+from warm_jax.runtime import log, pictures, workdirs, writers
 from warm_jax.sampling.trajectories import Trajectory
 from warm_jax.weights import archives
 
@@ -32,9 +32,13 @@ def drawn_images(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 class Folder:
-    """Samples as PNG files, one a seed, and `grid.png`. Those that the same weights and settings made are kept."""
+    """Samples as PNG files, one a seed, and `grid.png`. Those that the same weights and settings made are kept.
+
+    Threads write them, so a full disk may be an error of the call after the one whose images it was.
+    """
 
     def __init__(self, out: pathlib.Path, made_with: dict):
+        self._writers = writers.Writers()
         self._out, self._note = out, out / "samples.json"
         self._content = json.dumps(made_with, indent=2).encode()
         self._stale = not (self._note.exists() and self._note.read_bytes() == self._content)
@@ -63,9 +67,13 @@ class Folder:
         return whole
 
     def add(self, seeds: np.ndarray, samples: Samples) -> None:
-        """Keeps one batch."""
-        for seed, image in zip(seeds.tolist(), samples.images, strict=True):
-            pictures.save_png(self._path(seed), image)
+        """Keeps one batch, which is on disk after `settle`."""
+        paths = map(self._path, seeds.tolist())
+        self._writers.write(pictures.save_png, list(zip(paths, samples.images, strict=True)))
+
+    def settle(self) -> None:
+        """Waits until all that was added is on disk."""
+        self._writers.wait()
 
     def pause(self) -> None:
         """Nothing to save: each file is on disk already."""
@@ -112,6 +120,9 @@ class File:
         """Keeps one batch."""
         for seed, image, label in zip(seeds, samples.images, samples.labels, strict=True):
             self._done[int(seed)] = image, int(label)
+
+    def settle(self) -> None:
+        """Nothing to wait for: all is in memory until `pause` or `finish`."""
 
     def _save_npz(self, path: pathlib.Path, seeds: list[int]) -> None:
         images, labels = (np.stack(column) for column in zip(*(self._done[seed] for seed in seeds), strict=True))

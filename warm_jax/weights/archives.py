@@ -55,10 +55,11 @@ def write_atomically(path: str | os.PathLike, content: bytes, sync: bool = False
                 file.flush()
                 os.fsync(file.fileno())
         part.replace(path)
-    except OSError as error:
-        raise no_room(path, error) from error
-    finally:
+    except BaseException as error:  # SystemExit too, which a signal raises
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise no_room(path, error) from error
+        raise
 
 
 def append_line(path: str | os.PathLike, text: str) -> None:
