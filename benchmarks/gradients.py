@@ -23,11 +23,11 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+import curves
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import curves
 from configs import cifar10, ffhq64
 from warm_jax.data import sources
 from warm_jax.experiments import experiment

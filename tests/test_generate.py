@@ -300,6 +300,27 @@ def test_goes_on_after_a_signal(workdir, tmp_path, monkeypatch, capsys, name):
     assert not list(tmp_path.glob("*.partial.npz"))
 
 
+def test_a_full_disk_ends_it_and_the_same_command_goes_on(workdir, tmp_path, monkeypatch, capsys):
+    """A thread finds it full; what is there is whole."""
+    save = generate.store.pictures.save_png
+
+    def full(path, image, **scale):
+        if path.name == "000009.png":
+            raise OSError(28, "No space left on device", str(path))
+        save(path, image, **scale)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generate.store.pictures, "save_png", full)
+        with pytest.raises(OSError, match=r"No space left on device: .*000009.png"):
+            sample(workdir, "0-39", tmp_path)
+    there = {path: png(path) for path in tmp_path.glob("0*.png")}
+    assert 8 <= len(there) < 24  # the third batch was not begun to be written
+    assert not list(tmp_path.glob(".0*"))
+    assert sample(workdir, "0-39", tmp_path) == 0
+    assert f"{40 - len(there)} of 40 images to draw" in capsys.readouterr().out
+    assert all((png(path) == image).all() for path, image in there.items())
+
+
 def test_a_named_checkpoint_and_settings_of_its_own(workdir, tmp_path, capsys):
     assert sample(workdir, "0-3", tmp_path / "a.npz", step=3, sample__solver="multistep", sample__steps=9) == 0
     said = capsys.readouterr().out

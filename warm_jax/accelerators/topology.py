@@ -96,11 +96,27 @@ class Target:
         return self.text.replace(":", "-")
 
 
+def kind_of(device_kind: str) -> str:
+    """The name here (v5e, h100) of the device that JAX calls `device_kind`; empty where it is not known."""
+    words = [] if re.search(r"PCIe|NVL|MIG", device_kind, re.IGNORECASE) else re.split(r"[ -]", device_kind)
+    return _KINDS.get(device_kind) or next((_KINDS[word] for word in words if word in _KINDS), "")
+
+
 def peak(device_kind: str) -> float:
     """FLOP/s of bfloat16 products of the device that JAX calls `device_kind`, by its maker; 0 where it is not known."""
-    words = [] if re.search(r"PCIe|NVL|MIG", device_kind, re.IGNORECASE) else re.split(r"[ -]", device_kind)
-    name = _KINDS.get(device_kind) or next((_KINDS[word] for word in words if word in _KINDS), "")
+    name = kind_of(device_kind)
     return {**_TPUS, **_GPUS}[name].bf16 if name else 0.0
+
+
+def names() -> list[str]:
+    """The chips whose rates are known."""
+    return [chip.name for chip in (*_TPUS.values(), *_GPUS.values())]
+
+
+def here(device_kind: str, count: int) -> Target | None:
+    """`count` devices of one host that JAX calls `device_kind`, all linked; None where that kind is not known."""
+    name = kind_of(device_kind)
+    return Target(f"{name} x {count}", name, {**_TPUS, **_GPUS}[name], (count,)) if name else None
 
 
 def _there_is() -> str:

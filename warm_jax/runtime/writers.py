@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
 
-THREADS = max(2, min(4, os.cpu_count() or 1))  # encoding keeps a core busy, a disk behind a network waits
+THREADS = max(1, min(4, (os.cpu_count() or 1) // 2))  # more contend for the interpreter; a disk behind a network waits
 
 
 class Writers:

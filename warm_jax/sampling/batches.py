@@ -163,8 +163,8 @@ class Sampler:
     ) -> Iterator[tuple[np.ndarray, store.Samples]]:
         """The seeds, a batch at a time, and their samples; `label` is the class of all, -1: of each its own.
 
-        The devices have the next batch, at most one, when the host fetches one. Once `stop()` says so no more are begun;
-        those that are begun still come.
+        The devices have the next batch, at most one, when the host fetches one. Once `stop()` says so no more are
+        begun; those that are begun still come.
         """
         begun: collections.deque[Begun] = collections.deque()
         for first in range(0, len(seeds), self.batch_size):
