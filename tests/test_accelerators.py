@@ -244,6 +244,41 @@ def test_memory_traffic_of_a_real_program():
     assert hlo.traffic(text, 8).collectives == ()
 
 
+def compiled_text(function, *shapes):
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return jax.jit(function).lower(*arguments).compile().as_text()
+
+
+def looped(x):
+    """A kernel within a loop: of a carry [n] and each row of [6, n] the sum, for six rows."""
+    return jax.lax.scan(lambda total, row: (jnp.sin(total + row), None), x[0], x)[0]
+
+
+KERNELS = {  # and how many numbers they read and write
+    "copy": (lambda a: a + 1, [(100, 200)], 2 * 20_000),
+    "sum to one": (lambda a: jnp.sum(a * a), [(100, 200)], 20_000 + 1),
+    "two kernels": (lambda a: (jnp.sin(a), jnp.cos(a)), [(100, 200)], 4 * 20_000),
+    "broadcast": (lambda a, b: a * b, [(100, 200), (200,)], 2 * 20_000 + 200),
+    "half": (lambda a: jnp.exp(a[:50]), [(100, 200)], 2 * 10_000),
+    "product": (lambda a, b: a @ b, [(100, 200), (200, 300)], 20_000 + 60_000 + 30_000),
+    "one row of many": (lambda a: jax.lax.dynamic_slice(a, (7, 0), (1, 200)) + 1, [(100, 200)], 2 * 200),
+}
+
+
+@pytest.mark.parametrize(("function", "shapes", "numbers"), KERNELS.values(), ids=KERNELS)
+def test_memory_traffic_of_small_programs(function, shapes, numbers):
+    """A few words more, of numbers that are constants."""
+    moved = hlo.traffic(compiled_text(function, *shapes), 1).memory
+    assert F32 * numbers <= moved <= F32 * numbers + 64
+
+
+def test_memory_traffic_of_a_loop():
+    """Six times: the carry read and written, and a row of the six."""
+    moved = hlo.traffic(compiled_text(looped, (6, 10_000)), 1)
+    assert moved.unknown_loops == 0
+    assert F32 * 6 * 3 * 10_000 <= moved.memory <= F32 * (6 * 3 + 4) * 10_000
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_train_step_sends_its_gradients_once(accumulation, quick_compile):
     """Four bytes a parameter and slice, and besides them only the loss, its sums by noise level, and counts."""

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from warm_jax.models import adm, unet
 from warm_jax.models.normalization import norm_act
+from warm_jax.runtime import mesh
 
 SHAPES = {
     "square": (2, 4, 4, 8, 4),
@@ -60,25 +62,55 @@ def test_values_and_derivatives_in_float64(shape, dropped, silu, one_pass):
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9), found, wanted)
 
 
-@pytest.mark.parametrize("wrap", ["jit", "vmap", "remat"])
-def test_it_is_transformed_as_any_function(wrap):
+@pytest.mark.parametrize("wrap", ["jit", "vmap", "remat", "vmap of remat"])
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_it_is_transformed_as_any_function(wrap, one_pass):
     with jax.enable_x64(True):
         given, mask, weights = arguments(SHAPES["square"])
 
         def loss(of, *args):
             return jnp.sum(weights * of(*args))
 
-        ours = functools.partial(loss, lambda *a: norm_act(*a, mask, 4, 1e-5, False, True, 0.8, jnp.float64))
+        ours = functools.partial(loss, lambda *a: norm_act(*a, mask, 4, 1e-5, one_pass, True, 0.8, jnp.float64))
         theirs = functools.partial(loss, lambda *a: defined(*a, mask, 4, 1e-5, True, 0.8))
+        if "remat" in wrap:
+            ours = jax.checkpoint(ours)
         gradients = [jax.grad(f, argnums=(0, 1, 2, 3)) for f in (ours, theirs)]
-        if wrap == "vmap":
+        if "vmap" in wrap:
             given = tuple(jnp.stack([a, 2 * a]) for a in given)
             gradients = [jax.vmap(g) for g in gradients]
-        elif wrap == "remat":
-            gradients[0] = jax.grad(jax.checkpoint(ours), argnums=(0, 1, 2, 3))
-        else:
-            gradients[0] = jax.jit(gradients[0])
+        gradients[0] = jax.jit(gradients[0])
         found, wanted = (g(*given) for g in gradients)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9), found, wanted)
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+@pytest.mark.parametrize("one_pass", [False, True])
+@pytest.mark.parametrize("remat", [False, True])
+def test_images_and_parameters_over_eight_devices(fsdp, one_pass, remat):
+    """As a train step has them: an image a device, scales divided over groups; gradients come out divided so."""
+    over = mesh.make_mesh(8, fsdp=fsdp)
+    divided = NamedSharding(over, PartitionSpec(mesh.PARAMETER_AXIS))
+    with jax.enable_x64(True):
+        (x, shift, gain, offset), mask, weights = arguments((8, 3, 4, 8))
+        scale, bias = gain[0], offset[0]
+
+        def loss(of, x, shift, scale, bias, mask):
+            gain, offset = (jnp.broadcast_to(p, (8, 8)) for p in (scale, bias))
+            return jnp.sum(weights * of(x, shift, gain, offset, mask))
+
+        ours = functools.partial(loss, lambda *a: norm_act(*a, 4, 1e-5, one_pass, True, 0.8, jnp.float64))
+        theirs = functools.partial(loss, lambda *a: defined(*a, 4, 1e-5, True, 0.8))
+        wanted = jax.value_and_grad(theirs, argnums=(0, 1, 2, 3))(x, shift, scale, bias, mask)
+        spread = (mesh.split(over), mesh.split(over), divided, divided)
+        jitted = jax.jit(
+            jax.value_and_grad(jax.checkpoint(ours) if remat else ours, argnums=(0, 1, 2, 3)),
+            in_shardings=(*spread, mesh.split(over)),
+            out_shardings=(mesh.replicated(over), spread),
+        )
+        found = jitted(x, shift, scale, bias, mask)
+        assert {piece.data.shape for piece in found[1][2].addressable_shards} == {(8 // fsdp,)}
+        assert {piece.data.shape[0] for piece in found[1][0].addressable_shards} == {1}
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9), found, wanted)
 
 
