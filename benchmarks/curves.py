@@ -122,6 +122,15 @@ def table(rows):
     return "\n".join(lines)
 
 
+def chosen(parser, text, known):
+    """The names in `text`, separated by commas; ends with status 2 where one is not known."""
+    names = text.split(",")
+    for name in names:
+        if name not in known:
+            parser.error(f"{name!r} is not known; choose some of {','.join(known)}")
+    return names
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", default="0,1,2")
@@ -134,12 +143,13 @@ def main():
     if asked.table:
         print(table([row for path in asked.table for row in json.loads(pathlib.Path(path).read_text())]))
         return
+    precisions = chosen(parser, asked.precisions, PRECISIONS)
     made = config(asked.channels, asked.steps)
     host.share_cores(made.train.batch_size)
     host.keep_programs()
     exp, rows = experiment.for_training(experiment.build(made)), []
     print(f"on {mesh.describe(exp.mesh)}; {asked.channels} channels, batch {made.train.batch_size}")
-    for name in asked.precisions.split(","):
+    for name in precisions:
         for seed in map(int, asked.seeds.split(",")):
             started = time.perf_counter()
             print(f"{name}:", flush=True)

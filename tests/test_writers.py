@@ -68,7 +68,7 @@ def test_a_batch_is_begun_before_the_last_is_fetched(monkeypatch, stopped_after,
     monkeypatch.setattr(batches.Sampler, "begin", begin)
     monkeypatch.setattr(batches.Sampler, "_fetch", fetch)
     begun = lambda: sum(event.startswith("begin") for event in events)  # noqa: E731
-    found = list(draw.stream(None, np.arange(5), 7, lambda: begun() >= stopped_after))
+    found = list(draw.stream(None, np.arange(5), np.full(5, 7), lambda: begun() >= stopped_after))
     assert events == expected
     seeds = [seed for part, _ in found for seed in part]
     assert seeds == list(range(min(5, 2 * stopped_after)))

@@ -191,10 +191,9 @@ def sample(
     chosen = _classes(model, len(numbers), labels)
     draw = model.sampler(min(len(numbers), model.experiment.config.sample.batch_size))
     bar, images = log.progress(len(numbers), unit="image", doing="sampling"), []
-    for first in range(0, len(numbers), draw.batch_size):
-        part = slice(first, first + draw.batch_size)
-        images.append(draw(model.sampler_weights, numbers[part], chosen[part]).images)
-        bar.update(len(images[-1]))
+    for _, samples in draw.stream(model.sampler_weights, numbers, chosen):
+        images.append(samples.images)
+        bar.update(len(samples.images))
     bar.close()
     return np.concatenate(images)
 

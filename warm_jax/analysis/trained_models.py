@@ -146,9 +146,7 @@ def prepare_scoring(config: ConfigDict, workdir: pathlib.Path, source: sources.S
 
 def _draw(model: api.Model, sampler: batches.Sampler, first: int, count: int) -> Iterator[tuple[np.ndarray, int]]:
     """Images of the seeds from `first` on, in batches, with the evaluations that each took."""
-    for start in range(first, first + count, sampler.batch_size):
-        seeds = np.arange(start, min(start + sampler.batch_size, first + count))
-        samples = sampler(model.weights, seeds)
+    for _, samples in sampler.stream(model.weights, np.arange(first, first + count)):
         yield samples.images, samples.nfe
 
 

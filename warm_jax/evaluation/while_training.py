@@ -44,11 +44,10 @@ class Scorer:
         ema = mesh.whole(self._draw.mesh, ema)
         self._draw.compile(ema)
         pod.gather("scoring is compiled", "")
-        found, size, label = {}, self._draw.batch_size, self._run.config.sample.class_label
-        labels = np.full(size, -1 if label is None else label)
+        found, label = {}, self._run.config.sample.class_label
+        labels = np.full(len(self._seeds), -1 if label is None else label)
         try:
-            parts = [self._seeds[first : first + size] for first in range(0, len(self._seeds), size)]
-            images = [self._draw(ema, part, labels[: len(part)]).images for part in parts]
+            images = [samples.images for _, samples in self._draw.stream(ema, self._seeds, labels)]
             if pod.index() == 0:
                 found = self._scores(images)
         except (FloatingPointError, ValueError, OSError) as error:

@@ -159,9 +159,13 @@ class Sampler:
         return self._fetch(self.begin(weights, seeds, labels))
 
     def stream(
-        self, weights: PyTree, seeds: np.ndarray, label: int = -1, stop: Callable[[], object] = lambda: False
+        self,
+        weights: PyTree,
+        seeds: np.ndarray,
+        labels: np.ndarray | None = None,
+        stop: Callable[[], object] = lambda: False,
     ) -> Iterator[tuple[np.ndarray, store.Samples]]:
-        """The seeds, a batch at a time, and their samples; `label` is the class of all, -1: of each its own.
+        """The seeds, a batch at a time, and their samples, as a call gives them; of any number of seeds.
 
         The devices have the next batch, at most one, when the host fetches one. Once `stop()` says so no more are
         begun; those that are begun still come.
@@ -170,8 +174,8 @@ class Sampler:
         for first in range(0, len(seeds), self.batch_size):
             if stop():
                 break
-            part = seeds[first : first + self.batch_size]
-            begun.append(self.begin(weights, part, np.full(len(part), label)))
+            part = slice(first, first + self.batch_size)
+            begun.append(self.begin(weights, seeds[part], None if labels is None else labels[part]))
             if len(begun) > 1:
                 yield begun[0].seeds, self._fetch(begun.popleft())
         while begun:

@@ -108,10 +108,10 @@ def sample(drawing: Drawing, trajectory: bool = False) -> int:
         kept = open_store()
     if len(todo):
         started, nfe = time.perf_counter(), 0
-        label = -1 if settings.class_label is None else settings.class_label
+        labels = np.full(len(todo), -1 if settings.class_label is None else settings.class_label)
         bar = log.progress(len(todo), unit="image", doing="sampling")
         try:
-            for seeds, samples in draw.stream(weights, todo, label, preemption.requested):
+            for seeds, samples in draw.stream(weights, todo, labels, preemption.requested):
                 kept.add(seeds, samples)
                 followed += [samples.trajectory] if trajectory else []
                 nfe = samples.nfe
