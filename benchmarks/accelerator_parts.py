@@ -29,7 +29,7 @@ from warm_jax.sampling import batches
 from warm_jax.training import step, throughput
 
 # Images a device. From few to many: memory seen is the most since the process began.
-TRAINED = {"cifar10": (32, 64, 128, 256, 512), "ffhq64": (16, 32, 64, 128)}
+TRAINED = {"cifar10": (64, 128, 256, 512), "ffhq64": (32, 64, 128)}
 SAMPLED = {"cifar10": (64, 256, 1024)}
 _CONFIGS = {"cifar10": cifar10, "ffhq64": ffhq64}
 _WARM, _TIMED, _AHEAD = 3, 3.0, 2  # steps before the clock starts; seconds of steps that are timed; steps queued
