@@ -89,7 +89,11 @@ def doctor(seconds, out):
 def tests(seconds, platform):
     """The row of the suite's tests that are marked `accelerator`, on the platform."""
     names = "cpu" if platform == "cpu" else f"{platform},cpu"
-    files = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.accelerator" in path.read_text()]
+    files = [
+        str(path)
+        for path in sorted((ROOT / "tests").glob("test_*.py"))
+        if "mark.accelerator" in path.read_text("utf-8")
+    ]
     asked = [sys.executable, "-m", "pytest", "-n", "0", "-m", "accelerator", "-p", "no:cacheprovider", *files]
     status, said = run(asked, seconds, {"JAX_PLATFORMS": names})
     summary = re.findall(r"^=*\s*(\d+ (?:passed|failed|skipped|error)[^=\n]*?)\s*=*$", said, re.MULTILINE)

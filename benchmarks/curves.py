@@ -1,6 +1,6 @@
 """Training curves on the bundled images by precision: the same seeds, batches and noise in each.
 
-    python benchmarks/curves.py                              # 3 precisions × 3 seeds × 2,000 steps; half an hour
+    python benchmarks/curves.py                              # 3 precisions × 3 seeds × 2,000 steps, minutes
     python benchmarks/curves.py --seeds=0 --out=seed0.json   # a part of it
     python benchmarks/curves.py --table seed*.json           # the table of parts
 
@@ -34,7 +34,7 @@ PRECISIONS = {"float32": REFERENCE, "bfloat16 of GPUs": ("bfloat16", "gpu"), "bf
 HELD_OUT = 1000  # of the bundled 10,000
 
 
-def config(channels=16, steps=2000, **changes):
+def config(channels=8, steps=2000, **changes):
     """`configs/fashion_mnist.py` with another width and length."""
     made = fashion_mnist.get_config()
     made.update_from_flattened_dict({"model.channels": channels, "train.steps": steps, **changes})
@@ -135,13 +135,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--channels", type=int, default=16)
+    parser.add_argument("--channels", type=int, default=8)
     parser.add_argument("--precisions", default=",".join(PRECISIONS))
     parser.add_argument("--out", default="curves.json")
     parser.add_argument("--table", nargs="*", help="only the table of these files")
     asked = parser.parse_args()
     if asked.table:
-        print(table([row for path in asked.table for row in json.loads(pathlib.Path(path).read_text())]))
+        print(table([row for path in asked.table for row in json.loads(pathlib.Path(path).read_text("utf-8"))]))
         return
     precisions = chosen(parser, asked.precisions, PRECISIONS)
     made = config(asked.channels, asked.steps)
