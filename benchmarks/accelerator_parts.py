@@ -279,7 +279,9 @@ PARTS = {
 def main():
     part, path, seconds, *rest = sys.argv[1:]
     host.keep_programs()
-    PARTS[part](Answer(path, float(seconds)), "--smoke" in rest, pathlib.Path(path).parent)
+    answer = Answer(path, float(seconds))
+    PARTS[part](answer, "--smoke" in rest, pathlib.Path(path).parent)
+    answer.add(ended=part)
 
 
 if __name__ == "__main__":
