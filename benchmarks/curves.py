@@ -83,7 +83,7 @@ def scorer(exp, images, labels):
 
 
 def curve(exp, seed, steps, every):
-    """({steps done: score}, the averaged weights) of a training from `seed`."""
+    """{steps done: score} of a training from `seed`."""
     made = exp.config.copy_and_resolve_references()
     made.seed = seed
     exp = dataclasses.replace(exp, config=made)
@@ -101,7 +101,7 @@ def curve(exp, seed, steps, every):
         if number % every == 0:
             scores[number] = float(score(state.ema))
             print(f"  seed {seed}, step {number}: {scores[number]:.5f} (training {float(value):.1f})", flush=True)
-    return scores, state.ema
+    return scores
 
 
 def table(rows):
@@ -153,7 +153,7 @@ def main():
         for seed in map(int, asked.seeds.split(",")):
             started = time.perf_counter()
             print(f"{name}:", flush=True)
-            scores, _ = curve(computed(exp, PRECISIONS[name]), seed, asked.steps, max(1, asked.steps // 4))
+            scores = curve(computed(exp, PRECISIONS[name]), seed, asked.steps, max(1, asked.steps // 4))
             print(f"  {time.perf_counter() - started:.0f} s", flush=True)
             rows.append({"precision": name, "seed": seed, "scores": scores})
             pathlib.Path(asked.out).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
     python benchmarks/gradients.py                 # ten minutes on two CPU cores
     python benchmarks/gradients.py --networks=fashion_mnist
+    python benchmarks/gradients.py --workdir=runs/fashion_mnist     # a trained one's, instead
 
 A precision is a dtype and a platform, as `layers.policy` combines them; all are computed here, on a CPU, where XLA may
 keep no more digits than the program says. The reference is float32 with autodiff's norms. All see the same batch, noise
@@ -10,7 +11,6 @@ and dropout. The networks have the published depth, with fewer channels where th
     cifar10         32×32, four blocks a level, 32 channels; weights drawn anew, so that no layer is silent
     ffhq64          64×64, four blocks a level, 16 channels; the same
     fashion_mnist   the bundled set's, whole; weights drawn anew
-    trained         the same after 600 steps
 
 Of each: the cosine of the whole gradient, its relative error, and the layer whose cosine is the least. Layers with less
 than 1e-5 of the gradient's norm are left out: of some the exact gradient is zero.
@@ -31,7 +31,8 @@ import numpy as np
 from configs import cifar10, ffhq64
 from warm_jax.data import sources
 from warm_jax.experiments import experiment
-from warm_jax.runtime import host
+from warm_jax.runtime import host, workdirs
+from warm_jax.sampling import runs
 
 PRECISIONS = {
     "float32 of GPUs": ("float32", "gpu"),
@@ -40,17 +41,23 @@ PRECISIONS = {
     "bfloat16 of TPUs": ("bfloat16", "tpu"),
     "bfloat16 of CPUs": ("bfloat16", "cpu"),
 }
-NETWORKS = ("cifar10", "ffhq64", "fashion_mnist", "trained")
+NETWORKS = ("cifar10", "ffhq64", "fashion_mnist")
 NEGLIGIBLE = 1e-5  # of the gradient's norm
 
 
 def build(name):
     """The experiment of a network, and how many images a batch of it has."""
-    if name in ("fashion_mnist", "trained"):
-        return experiment.build(curves.config(channels=32, steps=600)), 64
+    if name == "fashion_mnist":
+        return experiment.build(curves.config(channels=32)), 64
     made = {"cifar10": cifar10, "ffhq64": ffhq64}[name].get_config()
     made.model.channels = 32 if name == "cifar10" else 16
     return experiment.build(made), 8
+
+
+def trained(workdir):
+    """The experiment of a run and its averaged weights."""
+    found = runs.open_run(workdirs.load_config(workdir), workdir, -1)
+    return found.experiment, runs.load_ema(found)[1]
 
 
 def redrawn(exp, seed=0):
@@ -119,16 +126,20 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--precisions", default=",".join(PRECISIONS))
+    parser.add_argument("--workdir", type=pathlib.Path, help="a run of images that are bundled")
     asked = parser.parse_args()
     networks = curves.chosen(parser, asked.networks, NETWORKS)
     precisions = curves.chosen(parser, asked.precisions, PRECISIONS)
     host.keep_programs()
     print("| network | precision | 1 - cosine | relative error | worst layer: 1 - cosine | error | which | left out |")
     print("|---|---|---:|---:|---:|---:|---|---:|", flush=True)
-    for network in networks:
-        exp, size = build(network)
+    for network in [asked.workdir.name] if asked.workdir else networks:
+        if asked.workdir:
+            (exp, params), size = trained(asked.workdir), 64
+        else:
+            exp, size = build(network)
+            params = redrawn(exp)
         images, labels = batch(exp, size)
-        params = curves.curve(exp, 0, 600, 600)[1] if network == "trained" else redrawn(exp)
         started, exact = time.perf_counter(), gradients(exp, curves.REFERENCE, params, images, labels)
         print(f"{network}: {time.perf_counter() - started:.0f} s a gradient, compiled", file=sys.stderr, flush=True)
         for name in precisions:
