@@ -208,9 +208,7 @@ def train(answer, smoke, out, name):
                 jax.profiler.start_trace(str(out / f"trace_{name}"))
                 timed(one, jax.block_until_ready, 0.0)
                 jax.profiler.stop_trace()
-            return rates(
-                throughput.of_step(exp, traced), seconds, compile_seconds, each, bound(compiled, traced, found)
-            )
+            return rates(throughput.of_step(exp, traced), seconds, compile_seconds, bound(compiled, traced, found))
 
         spent = answer.attempt({"program": f"train step, {name}", "images_per_device": each}, 1.3 * spent, measure)
 
