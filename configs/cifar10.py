@@ -96,8 +96,9 @@ def recipe(system: str) -> ConfigDict:
     config.sample = sampling.defaults(steps=18, batch_size=256)  # 35 evaluations
 
     evaluation = config.eval = ConfigDict()
-    evaluation.extractor = "inception"  # "inception" (FID), "efficientnet" or "fashion_cnn"
+    evaluation.extractor = "inception"  # "inception" (FID), "dinov2", "dinov2_b14", "dinov2_s14", "efficientnet"
     evaluation.inception = ""  # file of the Inception weights
+    evaluation.dinov2 = ""  # file of the DINOv2 weights
     evaluation.reference = ""  # a statistics .npz, or a source; empty: data.source
     evaluation.allow_other_data = False  # True: statistics of other images than the run was trained on
     evaluation.metrics = ("fd", "is", "lsd")  # of "fd", "fd_infinity", "kid", "is", "pr", "swd", "lsd"

@@ -117,7 +117,7 @@ PROGRAMS = {  # of a mode: its module, whose `prepare` checks, and the function 
 STARTS = {  # what must be given to a mode for it to come as far as its program
     "prepare": [{"images": "folder:x", "out": "x.zip"}],
     "inspect": [{"images": "folder:x"}],
-    "convert": [{"from_inception": "x"}, {"from_edm": "x"}, {"from_export": "x"}],
+    "convert": [{"from_inception": "x"}, {"from_dinov2": "x"}, {"from_edm": "x"}, {"from_export": "x"}],
 }
 
 
@@ -149,7 +149,7 @@ def test_the_table_says_what_is_read(monkeypatch, tmp_path, mode):
     monkeypatch.setattr("warm_jax.cli.outputs.lock", lambda *args: None)
     for name in ("data.prepare.run", "analysis.inspection.run", "convert.from_edm.prepare", "convert.from_edm.convert"):
         monkeypatch.setattr(f"warm_jax.{name}", lambda *args, **settings: 0)
-    for name in ("evaluation.reference.statistics", "evaluation.reference.convert_inception"):
+    for name in ("evaluation.reference.statistics", "evaluation.reference.convert_weights"):
         monkeypatch.setattr(f"warm_jax.{name}", lambda *args: 0)
     monkeypatch.setattr("warm_jax.convert.export.prepare_import", lambda *args: None)
     monkeypatch.setattr("warm_jax.convert.export.import_export", lambda *args: 0)

@@ -3,6 +3,7 @@
 The resize is also held against its definition, one pixel at a time.
 """
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from fixtures.make_inception_reference import BLOCKS, random_images, random_state, sampled
 
-from warm_jax.metrics import inception
+from warm_jax.metrics import inception, published
 from warm_jax.metrics.frechet import INCEPTION
 
 STEMS = {"MaxPool_1": "stem1", "MaxPool_2": "stem2"}
@@ -96,8 +97,10 @@ def test_a_missing_or_wrong_file_says_where_to_get_it(tmp_path):
 
 def test_conversion_round_trip(tmp_path, params):
     source = hashlib.sha256(b"a .pth").hexdigest()
-    inception.save(tmp_path / "inception.safetensors", params, source)
-    extractor = inception.load(tmp_path / "inception.safetensors", sha256_prefix=source[:8])
+    published.save(tmp_path / "inception.safetensors", INCEPTION, params, source)
+    extractor = inception.load(
+        tmp_path / "inception.safetensors", dataclasses.replace(inception.PUBLISHED, sha256=source[:8])
+    )
     assert (extractor.name, extractor.hash, extractor.dim) == (INCEPTION, source, 2048)
     jax.tree.map(np.testing.assert_array_equal, extractor.params, params)
     with pytest.raises(ValueError, match="not the converted inception_2015_12_05"):

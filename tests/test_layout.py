@@ -174,7 +174,7 @@ def test_who_may_import_what(name):
     found = imports(MODULES[name])
     roots = {other.split(".")[0] for other in found}
     assert "orbax" not in roots or name == "warm_jax.runtime.checkpoint"
-    assert "flax" not in roots or name in within("models") | {"warm_jax.metrics.inception"}
+    assert "flax" not in roots or name in within("models") | {"warm_jax.metrics.inception", "warm_jax.metrics.dinov2"}
     assert not roots & {"tensorflow_datasets", "grain"} or name in within("data")
     assert "safetensors" not in roots or name == "warm_jax.weights.tensors"
     assert "pickletools" not in roots or name == "warm_jax.weights.pickles"

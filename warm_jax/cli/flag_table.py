@@ -11,7 +11,8 @@ MODES = {
     "compare": "train, sample and score all systems of compare.systems, each with its own form of the config",
     "analyze": "make the figures of --analysis from the data, from exact predictors and from trained models",
     "inspect": "look at --images: counts, sizes, broken files, a contact sheet, the spectrum",
-    "convert": "convert published Inception weights, --from_inception=FILE.pth, to --out=FILE.safetensors; or EDM's, "
+    "convert": "convert published Inception or DINOv2 weights, --from_inception=FILE.pth or --from_dinov2=FILE.pth, to "
+    "--out=FILE.safetensors; or EDM's, "
     "--from_edm=FILE.pkl, to --workdir; or an export, --from_export=FOLDER, to --workdir",
     "doctor": "what this machine has, what is wrong with it, and a self-test of seconds; with a config also its images",
     "export": "write a checkpoint's EMA weights as safetensors, JSON, StableHLO and a model card to --out",
@@ -64,6 +65,8 @@ READ_BY = {
     "profile": ("train",),
     "init_from": ("train",),
     "from_inception": ("convert",),
+    "from_dinov2": ("convert",),
+    "unverified": ("convert",),
     "from_edm": ("convert",),
     "from_export": ("convert",),
     "platforms": ("export",),
@@ -80,7 +83,7 @@ MEANS = {
     ("out", "stats"): "FILE.npz.",
     ("out", "prepare"): "FILE.zip or FILE.arrayrecord.",
     ("out", "inspect"): "A folder; default: WORKDIR/inspect.",
-    ("out", "convert"): "FILE.safetensors, of --from_inception.",
+    ("out", "convert"): "FILE.safetensors, of --from_inception and --from_dinov2.",
     ("out", "doctor"): "FILE.json, besides the table on the console.",
     ("out", "export"): "A folder; default: WORKDIR/export.",
     ("images", "restore"): "A folder of photographs, or one file.",

@@ -100,6 +100,10 @@ TOPOLOGY = flags.DEFINE_string(
 )
 PROFILE = flags.DEFINE_bool("profile", False, "Trace ten steps into WORKDIR/profile, for TensorBoard and XProf.")
 FROM_INCEPTION = flags.DEFINE_string("from_inception", "", "The published pt_inception-2015-12-05 file.")
+FROM_DINOV2 = flags.DEFINE_string("from_dinov2", "", "A published dinov2_vit{s,b,l}14_pretrain.pth.")
+UNVERIFIED = flags.DEFINE_bool(
+    "unverified", False, "Convert feature networks with weights other than the published; their scores' names say so."
+)
 FROM_EDM = flags.DEFINE_string("from_edm", "", "One of NVIDIA's network pickles (nothing in it is run).")
 FROM_EXPORT = flags.DEFINE_string("from_export", "", "A folder that --mode=export wrote.")
 INIT_FROM = flags.DEFINE_string("init_from", "", "Begin from the EMA weights of another workdir, as hot ones.")

@@ -52,9 +52,15 @@ def _convert(config: ConfigDict | None) -> Callable[[], int]:
     from warm_jax.convert import export, from_edm
     from warm_jax.evaluation import reference
 
-    given = [flag.name for flag in (flags.FROM_INCEPTION, flags.FROM_EDM, flags.FROM_EXPORT) if flag.value]
+    features = {"inception": flags.FROM_INCEPTION, "dinov2": flags.FROM_DINOV2}
+    given = [flag.name for flag in (*features.values(), flags.FROM_EDM, flags.FROM_EXPORT) if flag.value]
     if len(given) != 1:
-        raise ValueError("--mode=convert needs one of --from_inception=FILE, --from_edm=FILE and --from_export=FOLDER")
+        raise ValueError(
+            "--mode=convert needs one of --from_inception=FILE, --from_dinov2=FILE, --from_edm=FILE and "
+            "--from_export=FOLDER"
+        )
+    if flags.UNVERIFIED.value and given[0] in ("from_edm", "from_export"):
+        raise ValueError(f"--unverified goes with --from_inception and --from_dinov2, not with --{given[0]}")
     if flags.FROM_EDM.value:
         name = flags.config_name()
         conversion = from_edm.prepare(
@@ -64,7 +70,9 @@ def _convert(config: ConfigDict | None) -> Callable[[], int]:
     if flags.FROM_EXPORT.value:
         importing = export.prepare_import(flags.path(flags.FROM_EXPORT), flags.path(flags.WORKDIR))
         return lambda: export.import_export(importing)
-    return lambda: reference.convert_inception(flags.path(flags.FROM_INCEPTION), flags.path(flags.OUT))
+    [kind] = [kind for kind, flag in features.items() if flag.value]
+    unverified = flags.UNVERIFIED.value
+    return lambda: reference.convert_weights(kind, flags.path(features[kind]), flags.path(flags.OUT), unverified)
 
 
 def prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Callable[[], int]:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from warm_jax.evaluation import named_scores, reference, shards
 from warm_jax.experiments import experiment, posthoc_ema
-from warm_jax.metrics import extract, frechet, moments
+from warm_jax.metrics import extract, frechet, moments, published
 from warm_jax.runtime import jsonl, log, pod, preemption, rounding, workdirs
 from warm_jax.sampling import runs
 
@@ -154,7 +154,7 @@ def check(config: ConfigDict, extractor: extract.Extractor) -> None:
     unknown = [metric for metric in settings.metrics if metric not in named_scores.METRICS]
     if unknown or not settings.metrics:
         raise ValueError(f"eval.metrics is {tuple(settings.metrics)}; choose some of {', '.join(named_scores.METRICS)}")
-    if "is" in settings.metrics and extractor.name != frechet.INCEPTION:
+    if "is" in settings.metrics and not published.is_of(extractor.name, frechet.INCEPTION):
         raise ValueError(f"the Inception Score needs eval.extractor=inception, not {extractor.name}")
     reference.check_images(config, extractor)
     if is_file(settings.reference) and not workdirs.local(settings.reference).is_file():

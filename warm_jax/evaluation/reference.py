@@ -1,6 +1,7 @@
 """What images are compared with: moments, features and pixels of a source, measured once and kept in a file."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterator
 
@@ -10,9 +11,9 @@ from ml_collections import ConfigDict
 
 from warm_jax.data import sources
 from warm_jax.experiments import experiment
-from warm_jax.metrics import efficientnet, extract, fashion, inception, moments, scores
+from warm_jax.metrics import dinov2, efficientnet, extract, fashion, inception, moments, published, scores
 from warm_jax.runtime import log, mesh, preemption, workdirs
-from warm_jax.weights import archives, pth, tensors
+from warm_jax.weights import archives
 
 PIXEL_IMAGES = 5000  # at most so many images are compared pixel by pixel (swd, lsd)
 FEATURE_IMAGES = 10_000  # at most so many reference features are kept for kid and pr; fd takes all images
@@ -36,10 +37,15 @@ def load_extractor(config: ConfigDict) -> extract.Extractor:
         "inception": lambda: inception.load(config.eval.inception and workdirs.local(config.eval.inception)),
         "fashion_cnn": fashion.load,
         "efficientnet": efficientnet.load,
+        **{name: functools.partial(_dinov2, config, name) for name in dinov2.NAMES},
     }
     if config.eval.extractor not in loaders:
         raise ValueError(f"eval.extractor is {config.eval.extractor!r}; choose one of {', '.join(loaders)}")
     return loaders[config.eval.extractor]()
+
+
+def _dinov2(config: ConfigDict, name: str) -> extract.Extractor:
+    return dinov2.load(config.eval.dinov2 and workdirs.local(config.eval.dinov2), name)
 
 
 def open_images(config: ConfigDict, spec: str, remedy: str) -> sources.Source:
@@ -146,12 +152,16 @@ def statistics(config: ConfigDict, images: str, out: str) -> int:
     return 0
 
 
-def convert_inception(source: str, out: str) -> int:
-    """Converts the published Inception weights (.pth) to a .safetensors of ours. Returns the exit status."""
-    if not out.endswith(".safetensors"):
-        raise ValueError(f"--out={out or '(missing)'}: the converted weights are a .safetensors")
-    workdirs.check_writable(pathlib.Path(out).parent)
-    digest = tensors.require_file(source, inception.SHA256_PREFIX, inception.INSTRUCTIONS)
-    inception.save(out, inception.convert(pth.read_torch(source)), digest)
-    log.say(f"{out}: Inception-v3 of 2015-12-05, from a file of sha256 {digest}")
+def convert_weights(kind: str, source: str, out: str, unverified: bool) -> int:
+    """Converts published weights (.pth) of `inception` or `dinov2` to a .safetensors of ours. Returns the exit status.
+
+    `unverified` takes weights that are not the published ones too, and the extractor's name says so.
+    """
+    path = published.check_target(out)
+    workdirs.check_writable(path.parent)
+    name, digest, params = {"inception": inception, "dinov2": dinov2}[kind].read(source, unverified)
+    published.save(path, name, params, digest)
+    log.say(f"{out}: {name}, from a file of sha256 {digest}")
+    if name.endswith(published.UNVERIFIED):
+        log.say(f"these are not the published weights: scores are named after {name}")
     return 0

@@ -15,7 +15,6 @@ Weights: pytorch-fid's port, a PyTorch state_dict whose names the modules below 
 """
 
 import functools
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,8 +26,10 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Float64, Shaped, UInt8
 
+from warm_jax.metrics import published
 from warm_jax.metrics.extract import Extractor, Features
 from warm_jax.metrics.frechet import INCEPTION
+from warm_jax.metrics.published import Published
 from warm_jax.weights import tensors
 from warm_jax.weights.pth import read_torch
 
@@ -39,6 +40,7 @@ INSTRUCTIONS = (
     f"    curl -L -O {URL}\n"
     "and name the file with --config.eval.inception=FILE. Without it, use the offline metrics."
 )
+PUBLISHED = Published(INCEPTION, SHA256_PREFIX, INSTRUCTIONS)
 POOL_DIM, CLASSES, SIZE = 2048, 1008, 299
 
 # A branch is a chain of convolutions (name, outputs, kernel height, kernel width, stride, padded) and pools (a name of
@@ -271,53 +273,27 @@ def _converted(module: list[str], leaf: str, state: Mapping[str, np.ndarray]) ->
     return state[f"{name}.conv.weight"].astype(np.float64).transpose(2, 3, 1, 0) * scale
 
 
-def save(path: str | os.PathLike, params: Any, source_hash: str) -> None:
-    """Converted weights as safetensors, with the sha256 of the file that they came from."""
-    flat = {".".join(str(e.key) for e in p): np.asarray(v) for p, v in jax.tree_util.tree_leaves_with_path(params)}
-    about = {"network": INCEPTION, "source_sha256": source_hash, "content_sha256": _content_hash(flat)}
-    tensors.write_safetensors(path, flat, about)
+def read(path: str | os.PathLike, unverified: bool = False) -> tuple[str, str, dict[str, Any]]:
+    """The extractor's name, the file's sha256 and the parameters of a .pth, which is read without executing it.
+
+    FileNotFoundError; ValueError (truncated, wrong hash) unless it is the published file, or `unverified`.
+    """
+    digest = tensors.require_file(path, "", INSTRUCTIONS)
+    try:
+        name = PUBLISHED.named(digest, unverified)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return name, digest, convert(read_torch(path))
 
 
-def _content_hash(tensors: Mapping[str, np.ndarray]) -> str:
-    """sha256 of names, shapes and bytes: tells damage. (Intent it cannot tell: who writes a file writes its hash.)"""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].shape} ".encode())
-        digest.update(np.ascontiguousarray(tensors[name]).astype("<f4").tobytes())
-    return digest.hexdigest()
-
-
-def load(path: str | os.PathLike, sha256_prefix: str = SHA256_PREFIX) -> Extractor:
-    """The extractor with weights from the published `.pth`, or from a `.safetensors` of `save`.
+def load(path: str | os.PathLike, network: Published = PUBLISHED) -> Extractor:
+    """The extractor with weights from the published `.pth`, or from a `.safetensors` converted of it.
 
     FileNotFoundError and ValueError (truncated, wrong hash) say where the file is published. The extractor's hash is
     that of the `.pth` in both cases.
     """
     if Path(path).suffix == ".safetensors":
-        tensors.require_file(path, "", INSTRUCTIONS)
-        flat, about = tensors.read_safetensors(path)
-        digest = about.get("source_sha256", "")
-        if about.get("network") != INCEPTION or not digest.startswith(sha256_prefix):
-            raise ValueError(f"{path} holds {about}, not the converted {INCEPTION} ({sha256_prefix}…). {INSTRUCTIONS}")
-        if about.get("content_sha256") != _content_hash(flat):
-            raise ValueError(f"{path} is damaged: its tensors do not have the hash that it says. {INSTRUCTIONS}")
-        params = _nested(flat)
+        name, digest, params = published.load(path, network, parameter_shapes())
     else:
-        digest = tensors.require_file(path, sha256_prefix, INSTRUCTIONS)
-        params = convert(read_torch(path))
-    return Extractor(INCEPTION, digest, POOL_DIM, jax.tree.map(jnp.asarray, params), apply)
-
-
-def _nested(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    expected = jax.tree_util.tree_leaves_with_path(parameter_shapes())
-    shapes = {".".join(str(entry.key) for entry in path): leaf.shape for path, leaf in expected}
-    if {name: array.shape for name, array in flat.items()} != shapes:
-        raise ValueError("the converted weights hold other tensors than Inception-v3 needs")
-    params: dict[str, Any] = {}
-    for name, array in flat.items():
-        *module, leaf = name.split(".")
-        inner = params
-        for part in module:
-            inner = inner.setdefault(part, {})
-        inner[leaf] = array
-    return params
+        name, digest, params = read(path)
+    return Extractor(name, digest, POOL_DIM, jax.tree.map(jnp.asarray, params), apply)
