@@ -1,5 +1,7 @@
 """DINOv2 against its authors' code with the same random weights (fixtures/make_dinov2_reference.py), ViT-S/14 whole."""
 
+import dataclasses
+import hashlib
 from pathlib import Path
 
 import jax
@@ -8,7 +10,8 @@ import numpy as np
 import pytest
 from fixtures.make_dinov2_reference import SHAPES, random_images, random_state, sampled
 
-from warm_jax.metrics import dinov2
+from warm_jax.evaluation import reference as reference_room
+from warm_jax.metrics import dinov2, frechet
 
 SMALL = (384, 12)
 
@@ -60,3 +63,80 @@ def test_positions_are_interpolated_as_the_authors_do(state_dict, reference):
     assert ours.shape == (1, 257, 384)
     assert relative(ours[:, :, ::48], reference["positions"]) < 1e-5  # theirs are at float32 places
     np.testing.assert_allclose(dinov2.position_matrix().sum(axis=1), 1, rtol=1e-14)
+
+
+# ── Weights ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def as_file(monkeypatch, state_dict):
+    """What `read` finds, in place of a .pth, whose reader test_pth.py tests."""
+    monkeypatch.setattr(dinov2, "read_torch", lambda path: state_dict)
+
+
+@pytest.fixture
+def pth(tmp_path):
+    path = tmp_path / "vits14.pth"
+    path.write_bytes(b"stands for a file")
+    return path
+
+
+def test_other_weights_have_another_name_and_only_when_asked_for(monkeypatch, tmp_path, pth, state_dict, params):
+    as_file(monkeypatch, state_dict)
+    with pytest.raises(ValueError, match=r"(?s)vits14.pth: its sha256 is .*expected b938bf1b….*--unverified.*curl"):
+        dinov2.read(pth)
+    assert reference_room.convert_weights("dinov2", str(pth), str(tmp_path / "s.safetensors"), True) == 0
+    digest = hashlib.sha256(pth.read_bytes()).hexdigest()
+    extractor = dinov2.load(tmp_path / "s.safetensors", "dinov2_s14")
+    assert (extractor.name, extractor.hash, extractor.dim) == ("dinov2_s14-unverified", digest, 384)
+    assert frechet.score_name("fid", extractor.name, 50_000) == "fd_dinov2_s14-unverified_50k"
+    jax.tree.map(np.testing.assert_array_equal, extractor.params, params)
+    monkeypatch.setitem(
+        dinov2.NETWORKS, SMALL, dataclasses.replace(dinov2.NETWORKS[SMALL], sha256=digest)
+    )  # as if these were published
+    assert dinov2.load(pth, "dinov2_s14").name == "dinov2_s14"
+    assert dinov2.read(pth, unverified=True)[0] == "dinov2_s14"
+    with pytest.raises(ValueError, match=r"vits14.pth holds dinov2_s14, not dinov2_b14\. .*dinov2_vitb14_pretrain"):
+        dinov2.load(pth, "dinov2_b14")
+    with pytest.raises(
+        ValueError, match=r"holds dinov2_s14-unverified, of sha256 .*: not the converted dinov2 \(d5383"
+    ):
+        dinov2.load(tmp_path / "s.safetensors", "dinov2")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"register_tokens": (1, 4, 384)}, r"registers \(reg4\)"),
+        ({"patch_embed.proj.weight": (1536, 3, 14, 14)}, "1536 features, 12 blocks, .*dinov2_s14 of 384 and 12"),
+        ({"patch_embed.proj.weight": (384, 3, 16, 16)}, "patches of 16×16; supported are patches of 14×14"),
+        ({"blocks.12.norm1.weight": (384,)}, "384 features, 13 blocks"),
+        ({"pos_embed": (1, 257, 384)}, r"pos_embed has shape \(1, 257, 384\)"),
+        ({"blocks.3.attn.qkv.weight": (384, 384)}, r"blocks\.3\.attn\.qkv\.weight has shape"),
+        ({"blocks.3.ls1.gamma": None}, r"no blocks\.3\.ls1\.gamma"),
+        ({"patch_embed.proj.weight": None}, "no DINOv2 of the published layout; its first tensors: cls_token"),
+        ({"head.weight": (10, 384)}, "have head.weight, which DINOv2 has not"),
+    ],
+)
+def test_weights_of_something_else_are_named(monkeypatch, pth, state_dict, change, message):
+    changed = state_dict | {name: np.zeros(shape, np.float32) for name, shape in change.items() if shape is not None}
+    as_file(monkeypatch, {name: value for name, value in changed.items() if change.get(name, 0) is not None})
+    with pytest.raises(ValueError, match=f"vits14.pth: .*{message}"):
+        dinov2.read(pth, unverified=True)
+
+
+def test_a_missing_or_damaged_file(tmp_path, pth):
+    with pytest.raises(FileNotFoundError, match="dinov2_vitb14_pretrain.pth"):
+        dinov2.load(tmp_path / "none.pth", "dinov2_b14")
+    with pytest.raises(ValueError, match="vits14.pth"):
+        dinov2.load(pth, "dinov2_s14")
+    with pytest.raises(ValueError, match="no whole safetensors file"):
+        dinov2.load(pth.rename(tmp_path / "cut.safetensors"), "dinov2_s14")
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((13, 40, 3), "at least one patch, 14×14 pixels, not 13×40"), ((32, 32, 4), "1 or 3 channels, not 4")],
+)
+def test_images_it_cannot_take(params, shape, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(dinov2.apply, params, jax.ShapeDtypeStruct((1, *shape), np.uint8))

@@ -235,13 +235,17 @@ def test_watching_scores_every_checkpoint(data, trained):
     [
         ({"metrics": ("fid",)}, "eval.metrics is .*'fid'.*choose some of fd"),
         ({"metrics": ("is",)}, "Inception Score needs eval.extractor=inception"),
-        ({"extractor": "vgg"}, "'vgg'; choose one of inception, fashion_cnn, efficientnet"),
+        (
+            {"extractor": "vgg"},
+            "'vgg'; choose one of inception, fashion_cnn, efficientnet, dinov2, dinov2_b14, dinov2_s14",
+        ),
         ({"count": 1}, "eval.count is 1; it must be at least 2"),
         ({"count": 3, "metrics": ("fd", "pr")}, "eval.count is 3; it must be at least 4"),
         ({"batch_size": 0}, "eval.batch_size is 0; it must be from 1 to 65,536"),
         ({"reference": "nowhere.npz"}, "nowhere.npz is not there; make it with --mode=stats"),
         ({"count": 201}, "has 200 images, this evaluation needs 201"),
         ({"extractor": "inception"}, "http"),
+        ({"extractor": "dinov2"}, "(?s)dinov2_vitl14_pretrain.pth .*--config.eval.dinov2=FILE"),
     ],
 )
 def test_bad_requests_are_named(data, tmp_path, changes, message):

@@ -225,7 +225,8 @@ def read(path: str | os.PathLike, unverified: bool = False, name: str = "dinov2"
     state_dict = read_torch(path)
     try:
         size = recognise(state_dict)
-        return NETWORKS[size].named(digest, unverified), digest, convert(state_dict, *size)
+        params = convert(state_dict, *size)  # first, as it knows what a wrong file lacks
+        return NETWORKS[size].named(digest, unverified), digest, params
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

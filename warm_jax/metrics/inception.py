@@ -280,10 +280,10 @@ def read(path: str | os.PathLike, unverified: bool = False) -> tuple[str, str, d
     """
     digest = tensors.require_file(path, "", INSTRUCTIONS)
     try:
-        name = PUBLISHED.named(digest, unverified)
+        name = PUBLISHED.named(digest, unverified)  # first: a file cut short is told as that
+        return name, digest, convert(read_torch(path))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return name, digest, convert(read_torch(path))
+        raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
 
 
 def load(path: str | os.PathLike, network: Published = PUBLISHED) -> Extractor:

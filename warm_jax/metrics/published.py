@@ -35,7 +35,7 @@ class Published:
         if unverified:
             return self.name + UNVERIFIED
         raise ValueError(
-            f"its sha256 is {digest}, expected {self.sha256}…: truncated, or another file. Other weights are converted "
+            f"its sha256 is {digest}, expected {self.sha256[:8]}…: truncated, or another file. Other weights are converted "
             f"with --unverified, and every score of them says so. {self.instructions}"
         )
 
