@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixtures.make_dinov2_reference import SHAPES, random_images, random_state, sampled
+from fixtures.make_dinov2_reference import SHAPES, random_images, random_state, sampled, state_shapes
 
 from warm_jax.evaluation import reference as reference_room
-from warm_jax.metrics import dinov2, frechet
+from warm_jax.metrics import dinov2, frechet, published
 
 SMALL = (384, 12)
 
@@ -68,75 +68,107 @@ def test_positions_are_interpolated_as_the_authors_do(state_dict, reference):
 # ── Weights ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def as_file(monkeypatch, state_dict):
-    """What `read` finds, in place of a .pth, whose reader test_pth.py tests."""
-    monkeypatch.setattr(dinov2, "read_torch", lambda path: state_dict)
+TINY = (64, 2)
+
+
+@pytest.fixture(scope="module")
+def tiny_state():
+    return random_state(*TINY)
 
 
 @pytest.fixture
-def pth(tmp_path):
-    path = tmp_path / "vits14.pth"
+def pth(tmp_path, monkeypatch):
+    """A file of a tiny network, of which nothing is published yet."""
+    monkeypatch.setitem(dinov2.NETWORKS, TINY, published.Published("dinov2_tiny", "none", "curl -L -O https://tiny"))
+    path = tmp_path / "tiny.pth"
     path.write_bytes(b"stands for a file")
     return path
 
 
-def test_other_weights_have_another_name_and_only_when_asked_for(monkeypatch, tmp_path, pth, state_dict, params):
-    as_file(monkeypatch, state_dict)
-    with pytest.raises(ValueError, match=r"(?s)vits14.pth: its sha256 is .*expected b938bf1b….*--unverified.*curl"):
+def as_file(monkeypatch, state_dict):
+    """What `read` finds in a .pth, whose reader test_pth.py tests."""
+    monkeypatch.setattr(dinov2, "read_torch", lambda path: state_dict)
+
+
+def test_other_weights_have_another_name_and_only_when_asked_for(monkeypatch, tmp_path, pth, tiny_state):
+    as_file(monkeypatch, tiny_state)
+    with pytest.raises(ValueError, match=r"(?s)tiny\.pth: its sha256 is .*expected none….*--unverified.*curl"):
         dinov2.read(pth)
-    assert reference_room.convert_weights("dinov2", str(pth), str(tmp_path / "s.safetensors"), True) == 0
+    assert reference_room.convert_weights("dinov2", str(pth), str(tmp_path / "t.safetensors"), True) == 0
     digest = hashlib.sha256(pth.read_bytes()).hexdigest()
-    extractor = dinov2.load(tmp_path / "s.safetensors", "dinov2_s14")
-    assert (extractor.name, extractor.hash, extractor.dim) == ("dinov2_s14-unverified", digest, 384)
-    assert frechet.score_name("fid", extractor.name, 50_000) == "fd_dinov2_s14-unverified_50k"
-    jax.tree.map(np.testing.assert_array_equal, extractor.params, params)
-    monkeypatch.setitem(
-        dinov2.NETWORKS, SMALL, dataclasses.replace(dinov2.NETWORKS[SMALL], sha256=digest)
-    )  # as if these were published
-    assert dinov2.load(pth, "dinov2_s14").name == "dinov2_s14"
-    assert dinov2.read(pth, unverified=True)[0] == "dinov2_s14"
-    with pytest.raises(ValueError, match=r"vits14.pth holds dinov2_s14, not dinov2_b14\. .*dinov2_vitb14_pretrain"):
-        dinov2.load(pth, "dinov2_b14")
+    extractor = dinov2.load(tmp_path / "t.safetensors", "dinov2_tiny")
+    assert (extractor.name, extractor.hash, extractor.dim) == ("dinov2_tiny-unverified", digest, 64)
+    assert frechet.score_name("fid", extractor.name, 50_000) == "fd_dinov2_tiny-unverified_50k"
+    jax.tree.map(np.testing.assert_array_equal, extractor.params, dinov2.convert(tiny_state, *TINY))
     with pytest.raises(
-        ValueError, match=r"holds dinov2_s14-unverified, of sha256 .*: not the converted dinov2 \(d5383"
+        ValueError, match=r"holds dinov2_tiny-unverified, of sha256 .*: not the converted dinov2 \(d538"
     ):
-        dinov2.load(tmp_path / "s.safetensors", "dinov2")
+        dinov2.load(tmp_path / "t.safetensors", "dinov2")
+
+
+def test_published_weights_keep_the_name(monkeypatch, tmp_path, pth, tiny_state):
+    as_file(monkeypatch, tiny_state)
+    digest = hashlib.sha256(pth.read_bytes()).hexdigest()
+    monkeypatch.setitem(dinov2.NETWORKS, TINY, dataclasses.replace(dinov2.NETWORKS[TINY], sha256=digest))
+    for unverified in (False, True):
+        assert reference_room.convert_weights("dinov2", str(pth), str(tmp_path / "t.safetensors"), unverified) == 0
+        assert dinov2.load(tmp_path / "t.safetensors", "dinov2_tiny").name == "dinov2_tiny"
+    assert dinov2.load(pth, "dinov2_tiny").hash == digest
+    with pytest.raises(ValueError, match=r"tiny\.pth holds dinov2_tiny, not dinov2_b14\. .*dinov2_vitb14_pretrain"):
+        dinov2.load(pth, "dinov2_b14")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"register_tokens": (1, 4, 384)}, r"registers \(reg4\)"),
-        ({"patch_embed.proj.weight": (1536, 3, 14, 14)}, "1536 features, 12 blocks, .*dinov2_s14 of 384 and 12"),
-        ({"patch_embed.proj.weight": (384, 3, 16, 16)}, "patches of 16×16; supported are patches of 14×14"),
-        ({"blocks.12.norm1.weight": (384,)}, "384 features, 13 blocks"),
-        ({"pos_embed": (1, 257, 384)}, r"pos_embed has shape \(1, 257, 384\)"),
-        ({"blocks.3.attn.qkv.weight": (384, 384)}, r"blocks\.3\.attn\.qkv\.weight has shape"),
-        ({"blocks.3.ls1.gamma": None}, r"no blocks\.3\.ls1\.gamma"),
+        ({"register_tokens": (1, 4, 64)}, r"registers \(reg4\)"),
+        ({"patch_embed.proj.weight": (1536, 3, 14, 14)}, "1536 features, 2 blocks, .*dinov2_s14 of 384 and 12"),
+        ({"patch_embed.proj.weight": (64, 3, 16, 16)}, "patches of 16×16; supported are patches of 14×14"),
+        ({"blocks.2.norm1.weight": (64,)}, "64 features, 3 blocks"),
+        ({"pos_embed": (1, 257, 64)}, r"pos_embed has shape \(1, 257, 64\)"),
+        ({"blocks.1.attn.qkv.weight": (64, 64)}, r"blocks\.1\.attn\.qkv\.weight has shape"),
+        ({"blocks.1.ls1.gamma": None}, r"no blocks\.1\.ls1\.gamma"),
         ({"patch_embed.proj.weight": None}, "no DINOv2 of the published layout; its first tensors: cls_token"),
-        ({"head.weight": (10, 384)}, "have head.weight, which DINOv2 has not"),
+        ({"head.weight": (10, 64)}, r"have head\.weight, which DINOv2 has not"),
     ],
 )
-def test_weights_of_something_else_are_named(monkeypatch, pth, state_dict, change, message):
-    changed = state_dict | {name: np.zeros(shape, np.float32) for name, shape in change.items() if shape is not None}
+def test_weights_of_something_else_are_named(monkeypatch, pth, tiny_state, change, message):
+    changed = tiny_state | {name: np.zeros(shape, np.float32) for name, shape in change.items() if shape is not None}
     as_file(monkeypatch, {name: value for name, value in changed.items() if change.get(name, 0) is not None})
-    with pytest.raises(ValueError, match=f"vits14.pth: .*{message}"):
+    with pytest.raises(ValueError, match=rf"tiny\.pth: .*{message}"):
+        dinov2.read(pth)
+
+
+def test_weights_that_are_not_finite_are_named(monkeypatch, pth, tiny_state):
+    as_file(monkeypatch, tiny_state | {"norm.bias": np.full(64, np.nan, np.float32)})
+    with pytest.raises(ValueError, match=r"norm\.bias has values that are not finite"):
         dinov2.read(pth, unverified=True)
 
 
 def test_a_missing_or_damaged_file(tmp_path, pth):
-    with pytest.raises(FileNotFoundError, match="dinov2_vitb14_pretrain.pth"):
+    with pytest.raises(FileNotFoundError, match=r"dinov2_vitb14_pretrain\.pth"):
         dinov2.load(tmp_path / "none.pth", "dinov2_b14")
-    with pytest.raises(ValueError, match="vits14.pth"):
+    with pytest.raises(ValueError, match=r"tiny\.pth"):
         dinov2.load(pth, "dinov2_s14")
     with pytest.raises(ValueError, match="no whole safetensors file"):
         dinov2.load(pth.rename(tmp_path / "cut.safetensors"), "dinov2_s14")
 
 
 @pytest.mark.parametrize(
+    ("size", "length"), [((384, 12), 88_283_115), ((768, 12), 346_378_731), ((1024, 24), 1_217_586_395)]
+)
+def test_the_published_files_have_room_for_these_parameters(size, length):
+    """The lengths in bytes are those of the published files, whose zip takes some 300 bytes a tensor."""
+    held = 4 * (sum(leaf.size for leaf in jax.tree.leaves(dinov2.parameter_shapes(*size))) + size[0])  # mask_token
+    tensors = len(state_shapes(*size))
+    assert 0 < length - held < 400 * tensors
+
+
+@pytest.mark.parametrize(
     ("shape", "message"),
     [((13, 40, 3), "at least one patch, 14×14 pixels, not 13×40"), ((32, 32, 4), "1 or 3 channels, not 4")],
 )
-def test_images_it_cannot_take(params, shape, message):
+def test_images_it_cannot_take(shape, message):
+    params = dinov2.parameter_shapes(*SMALL)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(dinov2.apply, params, jax.ShapeDtypeStruct((1, *shape), np.uint8))

@@ -35,8 +35,8 @@ class Published:
         if unverified:
             return self.name + UNVERIFIED
         raise ValueError(
-            f"its sha256 is {digest}, expected {self.sha256[:8]}…: truncated, or another file. Other weights are converted "
-            f"with --unverified, and every score of them says so. {self.instructions}"
+            f"its sha256 is {digest}, expected {self.sha256[:8]}…: truncated, or another file. Other weights are "
+            f"converted with --unverified, and every score of them says so. {self.instructions}"
         )
 
 
