@@ -39,12 +39,18 @@ def speed(size: str, count: int, batch: int) -> None:
     start = time.perf_counter()
     jax.block_until_ready(apply(network.params, images[:batch]))
     first, times = time.perf_counter() - start, []
+    used = time.process_time()
     for part in np.split(images, count // batch):
         start = time.perf_counter()
         jax.block_until_ready(apply(network.params, part))
         times.append(time.perf_counter() - start)
+    used = (time.process_time() - used) / count
     rates = " to ".join(f"{batch / t:.2f}" for t in (max(times), min(times)))
-    print(f"{network.name}: {rates} images a second, first batch with compilation {first:.1f} s", flush=True)
+    print(
+        f"{network.name}: {rates} images a second, {used:.2f} s of processor time each; "
+        f"first batch with compilation {first:.1f} s",
+        flush=True,
+    )
 
 
 def blocks(network: Extractor, expected: dict[str, np.ndarray], size: str) -> None:
