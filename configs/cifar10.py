@@ -96,7 +96,7 @@ def recipe(system: str) -> ConfigDict:
     config.sample = sampling.defaults(steps=18, batch_size=256)  # 35 evaluations
 
     evaluation = config.eval = ConfigDict()
-    evaluation.extractor = "inception"  # "inception" (FID), "dinov2", "dinov2_b14", "dinov2_s14", "efficientnet"
+    evaluation.extractor = "inception"  # "inception" (FID), "dinov2", …_b14, …_s14, "efficientnet", "fashion_cnn"
     evaluation.inception = ""  # file of the Inception weights
     evaluation.dinov2 = ""  # file of the DINOv2 weights
     evaluation.reference = ""  # a statistics .npz, or a source; empty: data.source

@@ -80,7 +80,7 @@ def get_config(system: str = "warm") -> ConfigDict:
     config.sample = sampling.defaults(steps=18, batch_size=64)  # 35 evaluations
 
     evaluation = config.eval = ConfigDict()
-    evaluation.extractor = "fashion_cnn"  # "inception" (FID), "dinov2", "dinov2_b14", "dinov2_s14", "efficientnet"
+    evaluation.extractor = "fashion_cnn"  # "inception" (FID), "dinov2", …_b14, …_s14, "efficientnet", "fashion_cnn"
     evaluation.inception = ""  # file of the Inception weights
     evaluation.dinov2 = ""  # file of the DINOv2 weights
     evaluation.reference = ""  # a statistics .npz, or a source; empty: data.source

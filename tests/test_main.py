@@ -307,6 +307,13 @@ WRONG = {  # arguments after --config=configs/smoke.py, and what the answer name
     "EMA in training": ("--ema=0.08", "--ema=0.08", "--mode=train", "sample, restore, evaluate, analyze, export"),
     "EMA of a doctor": ("--mode=doctor --ema=0.08", "--ema=0.08", "--mode=doctor"),
     "nothing to convert": ("--mode=convert", "--from_inception=FILE", "--from_dinov2=FILE", "--from_edm=FILE"),
+    "unverified pickle": (
+        "--mode=convert --from_edm=no.pkl --unverified",
+        "--unverified",
+        "--from_dinov2",
+        "--from_edm",
+    ),
+    "no DINOv2": ("--mode=convert --from_dinov2=no.pth --out=x.safetensors", "no.pth", "dinov2_vitl14_pretrain.pth"),
     "no pickle": ("--mode=convert --from_edm=no.pkl", "no weights at no.pkl", "--from_edm=FILE.pkl"),
     "no pickle of a network": ("--mode=convert --from_edm=README.md", "README.md", "not a file of tensors"),
     "no export": ("--mode=convert --from_export=docs", "docs/model.json is not there", "--mode=export"),
