@@ -39,6 +39,7 @@ class Linear(nn.Module):
     """F = gain · x + level · c + blur · c', with a gain a pixel and head."""
 
     heads: int
+    platform: str = "cpu"  # as the networks have
 
     @nn.compact
     def __call__(self, x, condition, second=None, class_labels=None, augment_labels=None, train=False):

@@ -3,6 +3,7 @@
 import argparse
 import collections
 import json
+import os
 import pathlib
 import random
 import signal
@@ -41,6 +42,22 @@ def checkpoint(folder, values):
     place = {"driver": "ocdbt", "base": f"file://{folder / 'ema'}/"}
     spec = {"driver": "zarr", "kvstore": place | {"path": "gain/"}}
     ts.open(spec, create=True, dtype=ts.float32, shape=[len(values)]).result().write(np.float32(values)).result()
+
+
+def test_the_stand_in_is_a_network_of_the_program():
+    """In a process of its own, since it puts itself into the program."""
+    lines = (
+        "import jax, torture_program",
+        "from configs import smoke",
+        "from warm_jax.experiments import experiment",
+        "from warm_jax.runtime import mesh",
+        "exp = experiment.on(experiment.build(smoke.get_config()), mesh.make_mesh())",
+        "jax.eval_shape(exp.model.init, jax.random.key(0))",
+        "assert isinstance(exp.model.network, torture_program.Linear)",
+    )
+    command = [sys.executable, "-c", "\n".join(lines)]
+    places = {"cwd": ROOT, "env": os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}"}}
+    subprocess.run(command, check=True, **places)
 
 
 def test_a_planted_silent_change_is_silent(tmp_path):
