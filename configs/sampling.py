@@ -15,6 +15,7 @@ def defaults(steps: int, batch_size: int) -> ConfigDict:
     sample.schedule = config_dict.placeholder(str)  # of an amortised model: "constant" or "information_budget"
     sample.class_label = config_dict.placeholder(int)  # unset: each seed draws its own
     sample.guidance = 1.0  # weight of guidance, by the same model told no class or by sample.guide; 1: none
+    sample.guidance_interval = ()  # noise levels σ_lo, σ_hi between which it guides, as (0.2, 5); (): at all
     sample.guide = ""  # workdir of a weaker model that guides this one
     sample.guide_checkpoint = -1  # the step of its checkpoint; -1: the latest
     sample.clip = False  # bring x̂0 into [-1, 1] at each step

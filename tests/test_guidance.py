@@ -52,6 +52,41 @@ def test_a_guide_that_is_the_model_itself_changes_nothing():
     np.testing.assert_array_equal(drawn(exp, weights).images, plain)  # a preview, drawn without the guide
 
 
+def ends_of(exp, weights, guide=None):
+    """Four samples as floats, and the evaluations."""
+    draw = batches.Sampler(exp, batch_size=4, guide=guide)
+    arguments = (weights, jnp.arange(4, dtype=jnp.uint32), jnp.arange(1, 5), jnp.asarray(draw.levels))
+    (_, _, _, nfe), _, x, _ = jax.jit(lambda *given: draw._draw(*given, trajectory=False))(*arguments)
+    return np.asarray(x), int(nfe)
+
+
+@pytest.mark.parametrize(("solver", "nfe", "within"), [("heun", 7, 2), ("euler", 4, 1)])
+def test_outside_its_interval_guidance_is_no_guidance(solver, nfe, within):
+    """Bit for bit, by no class and by another model. In it: what it costs more is counted where it is evaluated.
+
+    Four steps on EDM's grid: Heun's look at 80 once, and at 7.5, 0.28 and 0.002 twice; Euler's at each once. The
+    interval from the third level to the second holds the second alone.
+    """
+    by_class = solver == "heun"
+    changes = {"data__label_dropout": 0.1, "sample__steps": 4, "sample__solver": solver}
+    plain = tiny.build(devices=1, **changes)
+    weights, other = randomised(plain, 0), randomised(plain, 1)
+    alone, evaluations = ends_of(plain, weights)
+    assert evaluations == nfe
+
+    def guided(interval):
+        settings = {"sample__guidance": 3.0, "sample__guidance_interval": interval}
+        exp = tiny.build(devices=1, sample__guide="" if by_class else "elsewhere", **settings, **changes)
+        return ends_of(exp, *((weights,) if by_class else ((weights, other), exp)))
+
+    never, evaluations = guided((100, 200))
+    np.testing.assert_array_equal(never, alone)
+    assert evaluations == nfe
+    levels = plain.process.levels(4)
+    some, evaluations = guided((float(levels[2]), float(levels[1])))
+    assert evaluations == nfe + within and np.abs(some - alone).max() > 0.01
+
+
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """Two checkpoints of a run with the stand-in network."""
@@ -89,6 +124,15 @@ def test_an_earlier_checkpoint_guides(workdir, tmp_path):
         ({"sample__guide": "x"}, "sample.guidance is 1, so it would do nothing"),
         ({"sample__guidance": 2.0, "sample__guide": "nowhere"}, "nowhere is no workdir of a run"),
         ({"sample__guidance": -1.0}, "sample.guidance is -1.0; it must be from 0 to 100"),
+        ({"sample__guidance_interval": (5, 0.2)}, r"\(5, 0.2\); give two noise levels, the lower one first"),
+        ({"sample__guidance_interval": (1, 1)}, "the lower one first"),
+        ({"sample__guidance_interval": (0.2,)}, "give two noise levels"),
+        ({"sample__guidance_interval": (-1, 2)}, "give two noise levels"),
+        ({"sample__guidance_interval": (0.2, 5)}, "sample.guidance is 1, so it would do nothing"),
+        (
+            {"sample__guidance": 2.0, "sample__guidance_interval": (100, 200)},
+            "none of the 4 levels lies in it: noise over signal goes from 80 to 0.002",
+        ),
     ],
 )
 def test_what_cannot_guide_is_refused(workdir, tmp_path, changes, message):
@@ -102,6 +146,12 @@ def test_a_weight_without_labels_is_refused(tmp_path):
     assert train.train(run, final_grid=False) == 0
     with pytest.raises(ValueError, match="knows no classes to be guided by"):
         prepare(tmp_path, tmp_path, sample__guidance=2.0, **changes)
+
+
+def test_a_single_class_guides_nothing(tmp_path):
+    changes = {"data__num_classes": 1, "data__label_dropout": 0.1, "sample__guidance": 2.0}
+    with pytest.raises(ValueError, match="knows one class only, which tells it nothing"):
+        runs.check_request(tiny.config(**changes))
 
 
 def test_a_guide_of_another_process_is_refused(workdir, tmp_path):

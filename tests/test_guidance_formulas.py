@@ -37,6 +37,26 @@ def test_no_guidance_costs_no_second_evaluation():
     np.testing.assert_array_equal(guided.blurred, strong(jnp.asarray(X), jnp.asarray(T)).blurred)
 
 
+def test_an_interval_is_of_noise_over_signal_the_upper_bound_in_it():
+    """EDM's σ is t of warm and hot; of DDPM √(1 - ᾱ) / √ᾱ, in float64 here."""
+    warm, ddpm = process.warm(dense.SHAPE, bnr.constant(2.0)), systems.ddpm(dense.SHAPE)
+    levels = jnp.asarray([80.0, 5.0, 4.99, 0.3, 0.2, 0.1])
+    np.testing.assert_array_equal(guidance.within(warm, (0.2, 5.0))(levels), [False, True, True, True, False, False])
+    kept = dense.linear_alpha_bar()
+    kept = kept[1:]
+    sigma, t = np.sqrt((1 - kept) / kept), np.arange(1, 1001)
+    sure = np.abs(np.log(sigma) - np.log(5.0)) > 1e-3
+    found = guidance.within(ddpm, (0.2, 5.0))(jnp.asarray(t / 1000, jnp.float32))
+    np.testing.assert_array_equal(np.asarray(found)[sure], ((sigma > 0.2) & (sigma <= 5.0))[sure])
+
+
+def test_an_interval_guides_the_images_whose_level_is_in_it():
+    guided = guidance.guide(strong, weak, 3.0, lambda t: t > 0.5)(jnp.asarray(X), jnp.asarray(T))
+    everywhere = guidance.guide(strong, weak, 3.0)(jnp.asarray(X), jnp.asarray(T))
+    for head, moved, plain in zip(guided, everywhere, strong(jnp.asarray(X), jnp.asarray(T)), strict=True):
+        np.testing.assert_allclose(head, np.where((T > 0.5)[:, None, None, None], moved, plain), atol=1e-5)
+
+
 def test_clipping_keeps_the_image_in_range_and_the_heads_in_step():
     """x̂0 within [-1, 1], D̂ = a x̂0 by scipy's DCT or DDPM's √ᾱ, R̂ the rest; nothing moves where nothing sticks out."""
     level, t = 0.7, jnp.full(3, 0.7)

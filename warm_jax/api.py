@@ -112,13 +112,14 @@ class Model:
             guide = dataclasses.replace(guide, experiment=experiment.on(weak.experiment, self.experiment.mesh))
         return dataclasses.replace(self, experiment=experiment.on(made, self.experiment.mesh), guide=guide)
 
-    def guided(self, weight: float, by: "Model | None" = None) -> "Model":
+    def guided(self, weight: float, by: "Model | None" = None, interval: tuple[float | int, ...] = ()) -> "Model":
         """The same weights, guided: `weight` times from the prediction of `by` to this model's; 1 is none.
 
         Args:
           weight: As `sample.guidance`, from 0 to 100.
           by: A weaker model of the same images and process (autoguidance); None: this one, told no class, where it has
             learnt that with `data.label_dropout`.
+          interval: σ_lo and σ_hi, as `sample.guidance_interval`; (): all levels are guided.
 
         ValueError where they do not fit, or the model can be guided by nothing.
         """
@@ -126,6 +127,7 @@ class Model:
         with config.ignore_type():
             config.sample.guidance, config.sample.guide = weight, "" if by is None else str(by.workdir)
             config.sample.guide_checkpoint = -1 if by is None else by.step
+            config.sample.guidance_interval = tuple(interval)
         return self._with(config, by)
 
     def sampler(self, batch_size: int | None = None) -> batches.Sampler:
@@ -164,7 +166,7 @@ def load(workdir: str | pathlib.Path, checkpoint: int = -1, ema: float | None = 
     if lacking:
         raise ValueError(f"{workdir / 'config.json'} has no {', '.join(lacking)}; restore it")
     if config.sample.guide:
-        config.sample.guidance, config.sample.guide = 1.0, ""
+        config.sample.guidance, config.sample.guide, config.sample.guidance_interval = 1.0, "", ()
     runs.require_checkpoint(workdir, checkpoint)
     exp = runs.build(config, runs.measured(config, workdir))
     run = runs.Run(exp, workdir, checkpoint, ema=ema)

@@ -23,7 +23,8 @@ _CAPTIONS = {
     "sweep": "The score for each blur-to-noise ratio and number of evaluations: look for the lowest, and whether it is "
     "lower by more than its interval.",
 }
-_HOW = ("images", "count", "numbers", "system", "ema", "bnr", "solver", "steps", "nfe", "guidance", "reference")
+_HOW = ("images", "count", "numbers", "system", "ema", "bnr", "solver", "steps", "nfe", "guidance")
+_HOW += ("guidance_interval", "protocol", "reference")
 _NAMES = {
     "nfe": "NFE",
     "bnr": "BNR",
@@ -178,8 +179,8 @@ def scores(rows: list[dict]) -> Html:
     said = [plain(item) for row in rows if isinstance(row.get("cautions"), list) for item in row["cautions"]]
     notes = tag("ul", *(tag("li", item) for item in dict.fromkeys(said)), class_="fine") if said else ""
     told = (
-        "Lower is better, except for is, precision and recall. Scores can be compared only at the same count, features "
-        "and reference."
+        "Lower is better, except for is, precision, recall, density, coverage and authenticity. Scores can be compared "
+        "only at the same count, features and reference."
     )
     alike = tag("p", "; ".join(f"{key} {value}" for key, value in shared.items()), class_="fine") if shared else ""
     return join(tag("p", told), alike, made, notes, _by_checkpoint(rows))

@@ -160,7 +160,8 @@ def _measure(
     compiled: dict[tuple[float, int], batches.Sampler] = {}
 
     def measure(cell: sweep.Cell) -> tuple[int, sweep.Scores]:
-        model = models[cell.bnr].sampled_with(steps=cell.steps, guidance=1.0, clip=False, **settings)
+        plain = {"guidance": 1.0, "guidance_interval": (), "clip": False}
+        model = models[cell.bnr].sampled_with(steps=cell.steps, **plain, **settings)
         if (cell.bnr, cell.steps) not in compiled:
             compiled.clear()
             compiled[cell.bnr, cell.steps] = batches.Sampler(model.experiment, scoring.batch_size)

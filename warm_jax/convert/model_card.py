@@ -5,7 +5,7 @@ import shlex
 
 from warm_jax.runtime import jsonl, workdirs
 
-_HOW = ("checkpoint_step", "ema", "solver", "steps", "nfe", "bnr", "guidance", "numbers")
+_HOW = ("checkpoint_step", "ema", "solver", "steps", "nfe", "bnr", "guidance", "guidance_interval", "numbers")
 _KINDS = {
     "hot": "noise alone (EDM, Karras et al. 2022)",
     "warm": "blur and noise at one blur-to-noise ratio (Warm Diffusion, Hsueh et al. 2025)",

@@ -10,6 +10,7 @@ With no blur this is EDM's step, term by term; with a scale and no blur it is DD
 diffusion's Algorithm 2.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -39,11 +40,25 @@ class Churn(NamedTuple):
     delta: float = 1.25
 
 
+class Guided(NamedTuple):
+    """A guided predictor beside the plain one.
+
+    Attributes:
+      predict: It; outside of the chosen levels it is the plain one.
+      cost: How many evaluations of a network one call at level t is.
+      chosen: t -> whether it is guided there; None: everywhere.
+    """
+
+    predict: Predict
+    cost: Callable[[Array], Array | int]
+    chosen: Callable[[Array], Array] | None = None
+
+
 class Record(NamedTuple):
     """What happened on the way.
 
     Attributes:
-      nfe: Evaluations of `predict` for each image, counted where they are made.
+      nfe: Evaluations for each image, counted where they are made: a guided one is as many as `Guided.cost` says.
       states: With `trajectory`, the state after each step, `[n, b, h, w, c]`; else None.
       clean: With `trajectory`, the x̂0 that each step started from, `[n, b, h, w, c]`; else None.
     """
@@ -66,6 +81,7 @@ class _Problem(NamedTuple):
     keys: Array | None  # one an image
     churn: Churn
     count: int  # steps
+    cost: Callable[[Array], Array | int] = lambda t: 1  # of one call of `predict` at a level
 
 
 class _Span(NamedTuple):
@@ -80,7 +96,7 @@ def _evaluate(problem: _Problem, x: Array, t: Array, nfe: Array) -> tuple[_Estim
     """Asks `predict` at level `t`, a scalar, and counts it. Where there is no noise, ε̂ is 0."""
     prediction, s = problem.predict(x, jnp.full(x.shape[:1], t)), problem.process.noise(t)
     noise = jnp.where(s > 0, (x - prediction.blurred) / jnp.where(s > 0, s, 1), 0)
-    return _Estimate(prediction.blurred + prediction.residual, noise), nfe + 1
+    return _Estimate(prediction.blurred + prediction.residual, noise), nfe + problem.cost(t)
 
 
 def _step(process: Process, x: Array, estimate: _Estimate, t_i: Array, t_j: Array) -> Array:
@@ -181,6 +197,13 @@ def _multistep3(problem: _Problem, carry: Any, span: _Span):
     return (x, nfe, jnp.stack([here.clean, before[0]]), jnp.stack([clock, clocks[0]])), (x, here.clean)
 
 
+def _up(problem: _Problem, t_i: Array) -> Array:
+    """t̂, where `_stochastic` evaluates in place of t_i."""
+    churn = problem.churn
+    most = min(churn.S_churn / problem.count, 2**0.5 - 1)
+    return jnp.where((t_i >= churn.S_min) & (t_i <= churn.S_max), 1 + most, 1).astype(t_i.dtype) * t_i
+
+
 def _stochastic(problem: _Problem, carry: Any, span: _Span):
     """Heun's step after a step up along the forward process, from t_i to t̂ = t_i + γ t_i (EDM, algorithm 2).
 
@@ -188,9 +211,7 @@ def _stochastic(problem: _Problem, carry: Any, span: _Span):
     would make. γ = min(S_churn / n, √2 - 1) for S_min ≤ t_i ≤ S_max.
     """
     x, nfe = carry
-    process, churn, t_i = problem.process, problem.churn, span.t_i
-    most = min(churn.S_churn / problem.count, 2**0.5 - 1)
-    up = jnp.where((t_i >= churn.S_min) & (t_i <= churn.S_max), 1 + most, 1).astype(x.dtype) * t_i
+    process, churn, t_i, up = problem.process, problem.churn, span.t_i, _up(problem, span.t_i)
     factor = _ratio(process.attenuation(up), process.attenuation(t_i))
     added = jnp.square(process.noise(up)) - jnp.square(factor * process.noise(t_i))
     added = churn.S_noise * jnp.sqrt(jnp.maximum(added, 0))
@@ -225,7 +246,7 @@ def _perturb(problem: _Problem, carry: Any, span: _Span):
     prediction = problem.predict(x, jnp.full(x.shape[:1], span.t_i))
     scale = jnp.where(span.t_j > 0, problem.churn.delta * problem.process.noise(span.t_i), 0)
     x = prediction.blurred + scale * _draw(problem, span.number, x)
-    return (x, nfe + 1), (x, prediction.blurred + prediction.residual)
+    return (x, nfe + problem.cost(span.t_i)), (x, prediction.blurred + prediction.residual)
 
 
 SOLVERS = {
@@ -238,6 +259,26 @@ SOLVERS = {
     "perturb": _perturb,
 }
 RANDOM = ("stochastic", "ancestral", "perturb")  # these draw noise
+
+
+def _with_guidance(solver: str, problem: _Problem, guided: Guided | None, carry: Any, span: _Span):
+    """One step, guided where it looks at a level that is chosen, by whole programs: the others keep their bits.
+
+    (A branch around the network alone would do, but what is fused with its last layer rounds otherwise.)
+    """
+    if guided is None:
+        return SOLVERS[solver](problem, carry, span)
+    strong = problem._replace(predict=guided.predict, cost=guided.cost)
+    if guided.chosen is None:
+        return SOLVERS[solver](strong, carry, span)
+    first = _up(problem, span.t_i) if solver == "stochastic" else span.t_i
+    looked_at = [first, span.t_j] if solver in ("heun", "stochastic") else [first]
+    return jax.lax.cond(
+        jnp.any(guided.chosen(jnp.stack(looked_at))),
+        lambda carry: SOLVERS[solver](strong, carry, span),
+        lambda carry: SOLVERS[solver](problem, carry, span),
+        carry,
+    )
 
 
 def check_solver(solver: str, process: Process) -> None:
@@ -259,6 +300,7 @@ def sample(
     keys: Key[Array, " n"] | None = None,
     churn: Churn = Churn(),  # noqa: B008
     trajectory: bool = False,
+    guided: Guided | None = None,
 ) -> tuple[Float[Array, "b h w c"], Record]:
     """Runs the reverse process from `x` at `levels[0]` to `levels[-1]`.
 
@@ -272,6 +314,7 @@ def sample(
       keys: `[b]`, one an image, for the solvers that draw noise (`RANDOM`).
       churn: How much noise those add.
       trajectory: Whether to keep every state (n times the memory).
+      guided: What steps do that look at a level of its interval; `predict` does the others, as if it were alone.
 
     Returns:
       The state at `levels[-1]`, and the record with the measured number of evaluations.
@@ -290,7 +333,7 @@ def sample(
         carry = (*carry, jnp.zeros((2, *x.shape), x.dtype), jnp.zeros(2, x.dtype))
 
     def step(carry, span):
-        carry, history = SOLVERS[solver](problem, carry, span)
+        carry, history = _with_guidance(solver, problem, guided, carry, span)
         return carry, history if trajectory else None
 
     carry, history = jax.lax.scan(step, carry, _Span(t[:-1], t[1:], jnp.arange(count)))

@@ -25,6 +25,7 @@ from warm_jax.sampling import runs
 from warm_jax.training import train
 
 _NEEDED = ("key", "system", "seed", "solver", "steps", "nfe", "scores")  # in each row, for the table
+_ADDED = ("sample.guidance_interval", "eval.shuffle_splits")
 _OWN_REFERENCE = "reference-"  # of the config's own images, measured here
 
 
@@ -116,7 +117,8 @@ def _key(config: ConfigDict) -> str:
     parts.pop("compare")
     parts.pop("mesh")
     parts.pop("analysis", None)
-    for section, key in (("sample", "beta_min"), ("sample", "rho"), ("train", "posthoc_ema"), ("data", "download")):
+    added = ("sample.beta_min", "sample.rho", "train.posthoc_ema", "data.download", *_ADDED)
+    for section, key in (name.split(".") for name in added):
         if not parts[section].get(key):  # unset, as before there was such a key
             parts[section].pop(key, None)
     parts["train"] = {key: value for key, value in parts["train"].items() if not key.startswith("evaluate_")}

@@ -22,7 +22,7 @@ from warm_jax.sampling import runs
 
 PAPER_COUNT, PAPER_ROUNDS = 50_000, 3
 _WATCH_SECONDS = 15.0
-_SHOWN = ("system", "checkpoint_step", "ema", "nfe", "solver", "steps", "bnr", "guidance")
+_SHOWN = ("system", "checkpoint_step", "ema", "nfe", "solver", "steps", "bnr", "guidance", "guidance_interval")
 
 
 def is_file(spec: str) -> bool:

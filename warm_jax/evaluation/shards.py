@@ -64,6 +64,8 @@ class Images:
             "preconditioning": run.config.model.preconditioning,
             "sample": json.loads(json.dumps(settings.to_dict(), default=list)),
         }
+        if interval := experiment.guidance_interval(run.config):
+            self.facts["guidance_interval"] = interval
         if ema is not None:
             self.facts |= {"ema": ema, "ema_made_of": self.key["ema"]}
         self._label = -1 if settings.class_label is None else settings.class_label

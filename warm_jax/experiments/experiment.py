@@ -148,6 +148,23 @@ def check_values(config: ConfigDict) -> None:
             f"{', '.join(known)}"
         )
     _check_averages(config)
+    _check_guidance_interval(config)
+
+
+def guidance_interval(config: ConfigDict) -> tuple[float | int, ...]:
+    """σ_lo and σ_hi of `sample.guidance_interval`; () for all levels, also where an older config has no key."""
+    return tuple(config.sample.get("guidance_interval", None) or ())
+
+
+def _check_guidance_interval(config: ConfigDict) -> None:
+    """Raises ValueError where `sample.guidance_interval` is neither () nor two noise levels, the lower first."""
+    bounds = guidance_interval(config)
+    numbers = all(type(bound) in (int, float) for bound in bounds)
+    if bounds and not (len(bounds) == 2 and numbers and 0 <= bounds[0] < bounds[1]):
+        raise ValueError(
+            f"sample.guidance_interval is {bounds}; give two noise levels, the lower one first, as (0.2, 5), or () to "
+            "guide at all levels"
+        )
 
 
 def averages(config: ConfigDict) -> tuple[float, ...]:

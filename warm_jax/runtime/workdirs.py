@@ -27,6 +27,7 @@ RUN_KEYS = (
 )
 # Keys that older configs lack, and the values that say what was done then.
 LATER = {"train.posthoc_ema": [], "data.download": False, "train.evaluate_every": 0, "train.evaluate_count": 1000}
+LATER |= {"sample.guidance_interval": [], "eval.shuffle_splits": False}
 
 DIGESTS, FIXED = "digests", "model and run"  # a key of config.json; one of that, besides the names of sections
 ORIGIN, BEGUN, SEEN = "origin.json", "init.json", "data.json"

@@ -63,11 +63,10 @@ class Sampler:
         if trajectory:
             self._scales = trajectories.scales(exp.sampled, self.levels[self.kept], exp.config.model.sigma_data)
 
-    def _predictor(self, weights: PyTree, one_hot: jax.Array | None) -> tuple[Predict, int]:
-        """The model, guided and clipped as `sample` says, and how many networks one evaluation of it runs."""
+    def _predictors(self, weights: PyTree, one_hot: jax.Array | None) -> tuple[Predict, sampler.Guided | None]:
+        """The model, clipped as `sample` says, and guided as it says; None: not."""
         exp, settings, guide = self._exp, self._exp.config.sample, self._guide
         own, other = weights if guide else (weights, None)
-        networks = 1
 
         def predict(x, t):
             return exp.to_sample.predict(own, x, t, one_hot)
@@ -79,11 +78,20 @@ class Sampler:
 
         # Previews while training: without `sample.guide`, or classes that were never hidden, there is no guidance.
         by_class = one_hot is not None and exp.config.data.label_dropout > 0 and not settings.guide
-        if settings.guidance != 1 and (guide or by_class):
-            predict, networks = guidance.guide(predict, weak, settings.guidance), 2
-        if settings.clip:
-            predict = guidance.clip(predict, exp.sampled)
-        return predict, networks
+
+        def finished(predict: Predict) -> Predict:
+            return guidance.clip(predict, exp.sampled) if settings.clip else predict
+
+        if settings.guidance == 1 or not (guide or by_class):
+            return finished(predict), None
+        interval = experiment.guidance_interval(exp.config)
+        chosen = guidance.within(exp.sampled, interval) if interval else None
+
+        def cost(t: jax.Array) -> jax.Array | int:
+            return 2 if chosen is None else 1 + chosen(t).astype(jnp.int32)
+
+        moved = guidance.guide(predict, weak, settings.guidance, chosen)
+        return finished(predict), sampler.Guided(finished(moved), cost, chosen)
 
     def draw(self, weights: PyTree, seeds: jax.Array, labels: jax.Array, levels: jax.Array):
         """The pure function that is compiled: (images, their labels, whether each is finite, evaluations)."""
@@ -108,7 +116,7 @@ class Sampler:
             drawn = jax.vmap(lambda key: jax.random.randint(key, (), 0, classes))(keys[:, 1])
             labels = jnp.where(labels < 0, drawn, labels)
             one_hot = jax.nn.one_hot(labels, classes)
-        predict, networks = self._predictor(weights, one_hot)
+        predict, guided = self._predictors(weights, one_hot)
         x, record = sampler.sample(
             predict,
             exp.sampled,
@@ -118,9 +126,10 @@ class Sampler:
             keys=jax.vmap(lambda key: jax.random.fold_in(key, 2))(own),
             churn=sampler.Churn(*(settings[name] for name in sampler.Churn._fields)),
             trajectory=trajectory,
+            guided=guided,
         )
         finite = jnp.all(jnp.isfinite(x), axis=(1, 2, 3))
-        return (pictures.to_uint8(x), labels, finite, networks * record.nfe), start, x, record
+        return (pictures.to_uint8(x), labels, finite, record.nfe), start, x, record
 
     def trace(self, weights: PyTree) -> jax.stages.Traced:
         """The loop as it is jitted, for `weights` of these shapes: the batch split over the devices, or one's part."""

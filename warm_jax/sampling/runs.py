@@ -6,10 +6,12 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
+from warm_jax.diffusion import guidance
 from warm_jax.experiments import experiment, family, posthoc_ema
 from warm_jax.runtime import checkpoint, log, mesh, pod, workdirs
 from warm_jax.sampling import batches
@@ -102,7 +104,28 @@ def check_request(config: ConfigDict) -> "Run | None":
             f"0 to {classes - 1}, or unset for a random class" if classes else "unset: this network knows no classes"
         )
         raise ValueError(f"sample.class_label is {label}; it must be {choices}")
+    _check_interval(config)
     return _prepare_guide(config)
+
+
+def _check_interval(config: ConfigDict) -> None:
+    """Raises ValueError where `sample.guidance_interval` would change nothing."""
+    interval = experiment.guidance_interval(config)
+    if not interval:
+        return
+    if config.sample.guidance == 1:
+        raise ValueError(
+            f"sample.guidance_interval is {interval} but sample.guidance is 1, so it would do nothing; give a weight, "
+            "as 1.5"
+        )
+    process = experiment.build(config).sampled
+    levels = process.levels(config.sample.steps)[:-1].astype(np.float32)
+    if not np.any(guidance.within(process, interval)(jnp.asarray(levels))):
+        ratios = np.exp(process.log_noise_to_signal(jnp.asarray(levels[[0, -1]])))
+        raise ValueError(
+            f"sample.guidance_interval is {interval}, and none of the {len(levels)} levels lies in it: noise over signal "
+            f"goes from {ratios[0]:.3g} to {ratios[1]:.3g}"
+        )
 
 
 def _prepare_guide(config: ConfigDict) -> "Run | None":
@@ -119,6 +142,11 @@ def _prepare_guide(config: ConfigDict) -> "Run | None":
             raise ValueError(
                 f"sample.guidance is {settings.guidance}, but this network knows no classes to be guided by; leave it "
                 "at 1, or name the workdir of a weaker model with sample.guide"
+            )
+        if classes == 1:
+            raise ValueError(
+                f"sample.guidance is {settings.guidance}, but this network knows one class only, which tells it "
+                "nothing; leave it at 1, or name the workdir of a weaker model with sample.guide"
             )
         if not config.data.label_dropout:
             raise ValueError(
@@ -213,6 +241,7 @@ def made_with(run: Run, step: int, loaded: PyTree) -> dict:
     settings = {name: config[name] for name in ("model", "process", "sample")}
     # Unset keys that older versions did not know say nothing, and must not make their samples stale.
     unset = [key for key in ("beta_min", "rho") if settings["sample"].get(key) is None]
+    unset += [] if experiment.guidance_interval(run.experiment.config) else ["guidance_interval"]
     settings["sample"] = {key: value for key, value in settings["sample"].items() if key not in unset}
     if run.ema is not None:
         settings["ema"] = posthoc_ema.plan(run.workdir, step, run.ema).note()
