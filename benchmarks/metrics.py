@@ -18,7 +18,8 @@ from warm_jax.metrics import efficientnet, fashion, inception
 from warm_jax.metrics.extract import Extractor, accumulate, extract
 from warm_jax.metrics.frechet import expected_bias, frechet_distance
 from warm_jax.metrics.moments import Statistics
-from warm_jax.metrics.scores import kid, precision_recall
+from warm_jax.metrics.neighbours import precision_recall
+from warm_jax.metrics.scores import kid
 
 
 def seconds(function, repeats: int = 1) -> float:

@@ -101,7 +101,8 @@ def recipe(system: str) -> ConfigDict:
     evaluation.dinov2 = ""  # file of the DINOv2 weights
     evaluation.reference = ""  # a statistics .npz, or a source; empty: data.source
     evaluation.allow_other_data = False  # True: statistics of other images than the run was trained on
-    evaluation.metrics = ("fd", "is", "lsd")  # of "fd", "fd_infinity", "kid", "is", "pr", "swd", "lsd"
+    evaluation.metrics = ("fd", "is", "lsd")  # of fd, fd_infinity, kid, is, pr, dc, authenticity, swd, lsd
+    evaluation.shuffle_splits = False  # True: of the Inception Score, for images that are sorted by class
     evaluation.count = 50_000
     evaluation.first = 0  # the first seed, or the number of the first image
     evaluation.batch_size = 250

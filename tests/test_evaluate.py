@@ -1,6 +1,7 @@
 """The evaluation program: identical sets score as theory says, interruptions change nothing, mismatches are refused."""
 
 import collections
+import dataclasses
 import itertools
 import json
 import random
@@ -11,8 +12,8 @@ import pytest
 
 from configs import smoke
 from warm_jax.data import sources
-from warm_jax.evaluation import evaluate, reference, shards
-from warm_jax.metrics import fashion
+from warm_jax.evaluation import evaluate, protocols, reference, shards
+from warm_jax.metrics import extract, fashion, frechet
 from warm_jax.runtime import preemption
 from warm_jax.training import train
 
@@ -160,7 +161,9 @@ def test_a_statistics_file_is_the_source_it_was_made_of(data, tmp_path):
     _, (_, by_file) = run(config, tmp_path, held_out)
     assert scores(direct) == scores(by_file)
     with np.load(tmp_path / "stats.npz") as stored:
-        np.savez(tmp_path / "foreign.npz", mu=stored["mean"], sigma=stored["covariance"])
+        np.testing.assert_array_equal(stored["mu"], stored["mean"])
+        np.testing.assert_array_equal(stored["sigma"], stored["covariance"])
+        np.savez(tmp_path / "foreign.npz", mu=stored["mu"], sigma=stored["sigma"])
     config.eval.reference = str(tmp_path / "foreign.npz")
     _, (_, _, foreign) = run(config, tmp_path, held_out)
     assert foreign["fd_fashion_cnn_60"] == pytest.approx(direct["fd_fashion_cnn_60"], rel=1e-12)
@@ -168,7 +171,7 @@ def test_a_statistics_file_is_the_source_it_was_made_of(data, tmp_path):
 
 
 def test_the_papers_protocol_is_three_disjoint_rounds(data, trained, monkeypatch):
-    monkeypatch.setattr(evaluate, "PAPER_COUNT", 40)
+    monkeypatch.setattr(protocols, "PAPER_COUNT", 40)
     _, rows = run(settings(data, metrics=("fd",)), trained, protocol="paper")
     *rounds, summary = rows[-4:]
     assert [row["numbers"] for row in rounds] == ["0-39", "40-79", "80-119"]
@@ -183,6 +186,92 @@ def test_the_summary_says_what_its_rows_say(data, trained):
     assert summary["protocol"] == "paper" and summary["numbers"] == "0-119"
     for name in ("reference", "reference_count", "extractor", "extractor_hash", "uint8_rule", "nfe", "checkpoint_step"):
         assert summary[name] == row[name]
+
+
+def test_every_row_says_its_protocol_and_the_extractors_of_edm2_score_the_same_images(data, trained, monkeypatch):
+    """A second extractor stands in for DINOv2: the first one's features, halved, so its distance is a quarter."""
+    fashion_cnn = fashion.load()
+
+    def halved(params, images):
+        found = fashion_cnn.apply(params, images)
+        return extract.Features(found.pool / 2, found.logits)
+
+    other = dataclasses.replace(fashion_cnn, name="halved", hash="0", apply=halved)
+    found = {"inception": fashion_cnn, "dinov2": other, "fashion_cnn": fashion_cnn}
+    monkeypatch.setattr(reference, "load_extractor", lambda config: found[config.eval.extractor])
+    monkeypatch.setattr(protocols, "EDM2_COUNT", 30)
+    monkeypatch.setattr(protocols, "QUICK_COUNT", 20)
+    monkeypatch.setattr(shards, "SHARD", 20)
+    drawn, draw = [], shards.Images.chunks
+
+    def counted(self, first, count):
+        drawn.append((first, count))
+        yield from draw(self, first, count)
+
+    monkeypatch.setattr(shards.Images, "chunks", counted)
+    _, rows = run(settings(data, first=500), trained, protocol="edm2")
+    assert drawn == [(500, 20), (520, 10)]
+    one, two = rows[-2:]
+    assert one["protocol"] == two["protocol"] == "edm2" and one["numbers"] == two["numbers"] == "500-529"
+    assert one["scores"] == ["fd_fashion_cnn_30"] and two["extractor"] == "halved"
+    assert two["fd_halved_30"] == pytest.approx(one["fd_fashion_cnn_30"] / 4, rel=1e-4)
+    _, rows = run(settings(data, first=500, metrics=("fd", "is", "dc")), trained, protocol="quick")
+    assert rows[-1]["protocol"] == "quick" and rows[-1]["count"] == 20 and "fd_fashion_cnn_20" in rows[-1]
+    assert 0 <= rows[-1]["coverage_fashion_cnn_20"] <= 1
+    with pytest.raises(ValueError, match="--protocol=edm3: choose one of once, paper, edm2, quick"):
+        run(settings(data), trained, protocol="edm3")
+
+
+def test_the_scores_that_notice_copying_and_missing_modes(data, tmp_path):
+    """Training images are copies, held-out ones are not; of half of the classes about half are covered."""
+    images, labels = sources.open_source("bundled").read(np.arange(200))
+    np.savez(tmp_path / "some.npz", images=images[labels < 5])
+    config = settings(data, metrics=("dc", "authenticity"))
+    for name, source in (("seen", data), ("held_out", data), ("some", tmp_path)):
+        _, rows = run(config, tmp_path, f"npz:{source / f'{name}.npz'}")
+        row = rows[-1]
+        copied, covered = 1 - row["authenticity_fashion_cnn_60"], row["coverage_fashion_cnn_60"]
+        assert copied == (0 if name == "held_out" else 1) or (name == "held_out" and 0.3 < copied < 0.7)
+        assert covered < 0.6 if name == "some" else covered > 0.7
+
+
+def test_a_reference_batch_serves_every_score(data, trained, tmp_path):
+    """Of guided-diffusion: the moments and the images in one file; its pixels score as a source of the same images."""
+    with np.load(data / "held_out.npz") as stored:
+        images = stored["images"]
+    rng = np.random.default_rng(0)
+    mu, sigma = rng.normal(size=2048), np.eye(2048)
+    for name, shown in (("batch", images), ("other", np.zeros((9, 32, 32, 3), np.uint8))):
+        np.savez(tmp_path / f"{name}.npz", arr_0=shown, mu=mu, sigma=sigma, mu_s=mu, sigma_s=sigma)
+    metrics = ("fd", "kid", "dc", "swd", "lsd")
+    _, rows = run(settings(data, metrics=metrics, reference=f"npz:{data / 'held_out.npz'}"), trained)
+    _, also = run(settings(data, metrics=metrics, reference=str(tmp_path / "batch.npz")), trained)
+    assert scores(also[-1]) == scores(rows[-1]) and len(scores(also[-1])) == 5
+    assert any("sFID is not among the scores" in caution for caution in also[-1]["cautions"])
+    assert any("all scores are of its 200 images" in caution for caution in also[-1]["cautions"])
+    with pytest.raises(
+        ValueError, match=r"other.npz has statistics of 2048 features, and eval.extractor fashion_cnn has"
+    ):
+        run(settings(data, reference=str(tmp_path / "other.npz")), trained)
+    np.savez(tmp_path / "images.npz", arr_0=images)
+    with pytest.raises(ValueError, match=r"it has images: npz:.*images.npz compares with them"):
+        run(settings(data, reference=str(tmp_path / "images.npz")), trained)
+
+
+def test_the_moments_of_a_reference_batch_are_inceptions(data, tmp_path):
+    """With the extractor that they are of, the Fréchet distance takes them, and the rest the images."""
+    images = np.load(data / "held_out.npz")["images"]
+    features = fashion.load()
+    mean, covariance = np.zeros(128), np.eye(128)
+    np.savez(tmp_path / "batch.npz", arr_0=images, mu=mean, sigma=covariance)
+    named = dataclasses.replace(features, name=frechet.INCEPTION)
+    config = settings(data, metrics=("fd", "kid"))
+    found = reference.with_images(config, tmp_path / "batch.npz", named, tmp_path / "kept")
+    np.testing.assert_array_equal(found.moments.covariance, covariance)
+    assert found.moments.count is None and len(found.features) == 200 and len(list((tmp_path / "kept").iterdir())) == 1
+    config.eval.metrics = ("fd",)  # then no image is read
+    alone = reference.with_images(config, tmp_path / "batch.npz", named, tmp_path / "none")
+    assert alone.features is None and not (tmp_path / "none").exists()
 
 
 def test_extrapolation_takes_the_bias_of_few_images_away(data, tmp_path):
@@ -243,12 +332,22 @@ def test_watching_scores_every_checkpoint(data, trained):
         ({"count": 3, "metrics": ("fd", "pr")}, "eval.count is 3; it must be at least 4"),
         ({"batch_size": 0}, "eval.batch_size is 0; it must be from 1 to 65,536"),
         ({"reference": "nowhere.npz"}, "nowhere.npz is not there; make it with --mode=stats"),
+        (
+            {"reference": "few", "metrics": ("dc",)},
+            "few.npz has 5 images, and dc needs 6; leave it out of eval.metrics",
+        ),
+        ({"reference": "one", "metrics": ("authenticity",)}, "one.npz has 1 images, and authenticity needs 2"),
         ({"count": 201}, "has 200 images, this evaluation needs 201"),
         ({"extractor": "inception"}, "http"),
         ({"extractor": "dinov2"}, "(?s)dinov2_vitl14_pretrain.pth .*--config.eval.dinov2=FILE"),
     ],
 )
 def test_bad_requests_are_named(data, tmp_path, changes, message):
+    sizes = {"few": 5, "one": 1}
+    if changes.get("reference") in sizes:
+        path = tmp_path / f"{changes['reference']}.npz"
+        np.savez(path, images=np.zeros((sizes[changes["reference"]], 28, 28, 1), np.uint8))
+        changes = changes | {"reference": f"npz:{path}"}
     with pytest.raises((ValueError, OSError), match=message):
         run(settings(data, **changes), tmp_path, f"npz:{data / 'seen.npz'}")
 

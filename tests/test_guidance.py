@@ -131,7 +131,7 @@ def test_an_earlier_checkpoint_guides(workdir, tmp_path):
         ({"sample__guidance_interval": (0.2, 5)}, "sample.guidance is 1, so it would do nothing"),
         (
             {"sample__guidance": 2.0, "sample__guidance_interval": (100, 200)},
-            "none of the 4 levels lies in it: noise over signal goes from 80 to 0.002",
+            "none of the 4 levels lies in it: noise/signal goes from 80 to 0.002",
         ),
     ],
 )

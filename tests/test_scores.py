@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from warm_jax.metrics.neighbours import authenticity, density_coverage, nearest, precision_recall
 from warm_jax.metrics.scores import (
     decibels,
     inception_score,
     kernel_distance,
     kid,
     log_spectral_distance,
-    precision_recall,
     radial_power,
     sliced_wasserstein,
 )
@@ -103,6 +103,88 @@ def test_precision_and_recall_match_brute_force_in_any_batch():
         assert precision_recall(samples, reference, batch=batch) == pytest.approx(expected)
     with pytest.raises(ValueError, match="k = 50 neighbours"):
         precision_recall(samples, reference, k=50)
+
+
+def test_density_and_coverage_on_a_line():
+    """Of whole numbers as reference every radius is 1 for k = 1; a sample between two of them is in two balls."""
+    line = np.arange(12.0)[:, None]
+    assert density_coverage(line[:-1] + 0.25, line, k=1) == (2, 1)
+    assert density_coverage(line[:3] + 0.25, line, k=1) == (2, 4 / 12)
+    assert density_coverage(line[:3] + 100, line, k=1) == (0, 0)
+    # A crowd at an outlier, which is in one ball of the five that count; whole numbers have exact distances.
+    cloud = np.round(1e4 * normal(300, 4, 0))
+    crowd = np.concatenate([cloud, np.full((1, 4), 1e6)])
+    assert density_coverage(np.full((50, 4), 1e6) + 1, crowd) == (1 / 5, 1 / 301)
+
+
+def test_coverage_of_half_of_the_modes_is_one_half():
+    """And density is 1: an open ball around each reference image holds itself and k - 1 others."""
+    cloud = np.round(1e4 * normal(300, 4, 0))
+    for batch in (7, 1024):
+        assert density_coverage(cloud, np.concatenate([cloud, cloud + 1e6]), batch=batch) == (1, 1 / 2)
+        assert density_coverage(cloud, cloud, batch=batch) == (1, 1)
+    with pytest.raises(ValueError, match="k = 5 neighbours need more features than 5 references"):
+        density_coverage(cloud, cloud[:5])
+
+
+def test_coverage_of_a_fresh_draw_is_one_minus_two_to_the_minus_k():
+    """Of 2k points nearest to a reference image, half of which are samples, all k of the nearest are its own."""
+    for k in (1, 3):
+        found = density_coverage(normal(2000, 3, 0), normal(2000, 3, 1), k=k)
+        assert found.coverage == pytest.approx(1 - 2.0**-k, abs=0.03) and found.density == pytest.approx(1, abs=0.05)
+
+
+def test_duplicated_training_images_are_copies_and_held_out_ones_are_not():
+    """Of a fresh draw those are closer that are mutual nearest neighbours: 2/3 on a line, 0.6215 in the plane.
+
+    In the plane 6π / (8π + 3√3) (Pickard 1982).
+    """
+    expected = {1: 2 / 3, 2: 6 * np.pi / (8 * np.pi + 3 * np.sqrt(3))}
+    for d, share in expected.items():
+        rng = np.random.default_rng(d)
+        training, held_out = rng.random((3000, d)), rng.random((3000, d))
+        assert authenticity(training[:1000], training) == 0
+        assert authenticity(held_out, training) == pytest.approx(1 - share, abs=0.03)
+        mixed = np.concatenate([training[:500] + 1e-9, rng.random((500, d)) + 50])  # copies, and what is like nothing
+        assert authenticity(mixed, training, batch=64) == 0.5
+
+
+def test_a_copy_of_an_image_that_is_there_twice_is_found():
+    training = np.concatenate([normal(50, 3, 0), normal(50, 3, 0)])
+    assert authenticity(training[:20] + 1e-6, training) == 0
+    assert authenticity(np.ones((4, 3)), np.zeros((9, 3))) == 1  # there is no distance to compare with
+
+
+def test_the_nearest_match_brute_force_in_any_batch():
+    samples, training = normal(40, 3, 0), normal(50, 3, 1)
+    across = np.linalg.norm(samples[:, None] - training, axis=2)
+    order = across.argsort(axis=1)[:, :4]
+    among = np.linalg.norm(training[:, None] - training, axis=2) + np.diag(np.full(50, np.inf))
+    for batch in (7, 512):
+        found = nearest(samples, training, 4, batch)
+        np.testing.assert_array_equal(found.indices, order)
+        np.testing.assert_allclose(found.distances, np.take_along_axis(across, order, axis=1), rtol=1e-12)
+        np.testing.assert_allclose(found.own, among.min(axis=1)[order[:, 0]], rtol=1e-12)
+    with pytest.raises(ValueError, match="k = 50 neighbours need more features than 50 training images"):
+        nearest(samples, training, 50)
+
+
+def test_the_nearest_of_bytes_are_exact():
+    images = np.random.default_rng(0).integers(0, 256, (60, 784), dtype=np.uint8)
+    found = nearest(images[:30], images)
+    np.testing.assert_array_equal(found.indices[:, 0], np.arange(30))
+    np.testing.assert_array_equal(found.distances, 0)
+
+
+def test_shuffled_splits_serve_sorted_samples():
+    """Certain predictions, sorted by class: a split of one class scores 1; shuffled ones nearly all 5 classes."""
+    logits = 1e4 * np.repeat(np.eye(5), 100, axis=0)
+    assert inception_score(logits, splits=5) == pytest.approx((1, 0), abs=1e-9)
+    shuffled = inception_score(logits, splits=5, shuffle=0)
+    order = np.random.default_rng(0).permutation(500)
+    counts = np.stack([np.bincount(order[i * 100 : (i + 1) * 100] // 100, minlength=5) for i in range(5)])
+    expected = np.exp(scipy.stats.entropy(counts, axis=1))
+    assert shuffled == pytest.approx((expected.mean(), expected.std()), rel=1e-9) and shuffled.value > 4.7
 
 
 def test_sliced_wasserstein_of_a_shift():

@@ -189,7 +189,8 @@ def scores(rows: list[dict]) -> Html:
 def _by_checkpoint(rows: list[dict]) -> Html:
     """Scores over training, of the evaluations that were made as the last one was."""
     drawn = [row for row in rows if number(row.get("checkpoint_step")) is not None and score_names(row)]
-    alike = [row for row in drawn if all(row.get(key) == drawn[-1].get(key) for key in _HOW)]
+    same = [key for key in _HOW if key != "protocol"]  # older rows do not say it
+    alike = [row for row in drawn if all(row.get(key) == drawn[-1].get(key) for key in same)]
     latest = {row["checkpoint_step"]: row for row in alike}
     if len(latest) < 2:
         return Html("")

@@ -80,7 +80,11 @@ ESTIMATE = flags.DEFINE_enum(
 COUNT = flags.DEFINE_integer("count", 4, "How many draws of each image, with --estimate=sample.")
 ADD_NOISE = flags.DEFINE_bool("add_noise", False, "Add noise, where the model knows such a blur only with more of it.")
 PROTOCOL = flags.DEFINE_enum(
-    "protocol", "once", ["once", "paper"], "One round of eval.count images, or three disjoint ones of 50,000 (paper)."
+    "protocol",
+    "once",
+    ["once", "paper", "edm2", "quick"],
+    "once: one round of eval.count images; paper: three disjoint ones of 50,000; edm2: one of 50,000, FID and "
+    "FD-DINOv2; quick: one of 5,000 with features that need no download.",
 )
 WATCH = flags.DEFINE_bool("watch", False, "Score each new checkpoint of the workdir, until the last one.")
 ANALYSIS = flags.DEFINE_string(

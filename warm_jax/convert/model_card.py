@@ -59,7 +59,7 @@ def _scores(workdir: pathlib.Path) -> list[str]:
     for row in jsonl.read(path):
         if row.get("images") != "samples":
             continue
-        if row.get("protocol") == "paper":
+        if "rounds" in row:
             names = [name for name in row if name.endswith("_min")]
             values = [f"{n.removesuffix('_min')} {row[n]:.4g} (minimum of {row['rounds']} rounds)" for n in names]
         else:

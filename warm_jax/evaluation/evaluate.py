@@ -9,20 +9,32 @@ import dataclasses
 import hashlib
 import pathlib
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from warm_jax.evaluation import named_scores, reference, shards
+from warm_jax.evaluation import named_scores, protocols, reference, shards
 from warm_jax.experiments import experiment, posthoc_ema
 from warm_jax.metrics import extract, frechet, moments, published
 from warm_jax.runtime import jsonl, log, pod, preemption, rounding, workdirs
 from warm_jax.sampling import runs
 
-PAPER_COUNT, PAPER_ROUNDS = 50_000, 3
 _WATCH_SECONDS = 15.0
-_SHOWN = ("system", "checkpoint_step", "ema", "nfe", "solver", "steps", "bnr", "guidance", "guidance_interval")
+_SHOWN = (
+    "protocol",
+    "system",
+    "checkpoint_step",
+    "ema",
+    "nfe",
+    "solver",
+    "steps",
+    "bnr",
+    "guidance",
+    "guidance_interval",
+)
+_Against = Sequence[reference.Reference | None]  # of each scorer; only process 0 has them
 
 
 def is_file(spec: str) -> bool:
@@ -38,28 +50,33 @@ def find_reference(run: shards.Run) -> reference.Reference:
     if run.sampling and not settings.allow_other_data and (not settings.reference or is_file(settings.reference)):
         expected = dataclasses.replace(expected, data_hash=workdirs.seen_data(run.workdir))
     if is_file(settings.reference):
-        found = reference.load(workdirs.local(settings.reference))
+        found = reference.with_images(
+            run.config, workdirs.local(settings.reference), run.extractor, run.workdir / "evaluations"
+        )
     else:
         source = reference.open_images(
             run.config, settings.reference or run.config.data.source, "name one with eval.reference"
         )
         digest = hashlib.sha256(f"spread {source.fingerprint} {run.extractor.hash}".encode()).hexdigest()[:12]
         path = run.workdir / "evaluations" / f"reference-{digest}.npz"
-        found = _kept(path)
+        found = reference.kept(path)
         if found is None:
             reference.save(path, reference.measure(run.config, source, run.extractor))
             found = reference.load(path)
-    expected.require_same(found.provenance)
+    if not found.batch:
+        expected.require_same(found.provenance)
     return found
 
 
-def _kept(path: pathlib.Path) -> reference.Reference | None:
-    """What was measured before; None where it was not, or the file is damaged."""
-    try:
-        return reference.load(path) if path.exists() else None
-    except ValueError as error:
-        log.say(f"{error}; measured again")
-        return None
+def check_reference(config: ConfigDict, extractor: extract.Extractor) -> None:
+    """Raises ValueError or OSError where the reference that the config names cannot serve its metrics."""
+    spec = config.eval.reference
+    if is_file(spec):
+        count = reference.images_of_file(config, workdirs.local(spec), extractor)
+    else:
+        count = len(reference.open_images(config, spec or config.data.source, "name one with eval.reference"))
+    if count is not None:
+        named_scores.check_reference(config, count, spec or config.data.source)
 
 
 # ── Scores ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -79,6 +96,7 @@ def _append(run: shards.Run, row: dict[str, object]) -> None:
 def _facts(run: shards.Run, against: reference.Reference, images: shards.Images) -> dict[str, object]:
     """What a score depends on besides its images' numbers."""
     return {
+        "protocol": run.protocol,
         **images.facts,
         "reference": against.name,
         "reference_count": against.moments.count,
@@ -112,32 +130,45 @@ def _one_round(
     return result
 
 
-def _all_rounds(run: shards.Run, against: reference.Reference | None, images: shards.Images) -> bool:
+def _all_rounds(run: shards.Run, against: _Against, images: shards.Images) -> bool:
     """Every round, and their summary where there are several; False where a signal came first."""
     settings, found = run.config.eval, []
     for number in range(run.rounds):
-        result = _one_round(run, against, images, settings.first + number * settings.count, settings.count)
-        if result is None:
-            return False
-        found.append(result)
-    if run.rounds > 1 and against is not None:
-        names = [name for name in found[0] if not name.endswith("_std")]
-        last = settings.first + run.rounds * settings.count - 1
-        summary = {"protocol": "paper", "rounds": run.rounds, "count": settings.count}
-        summary |= {"numbers": f"{settings.first}-{last}", **_facts(run, against, images)}
-        for name in names:
-            values = [result[name] for result in found]
-            summary |= {f"{name}_min": min(values), f"{name}_max": max(values), f"{name}_mean": float(np.mean(values))}
-            summary[f"{name}_std_of_rounds"] = float(np.std(values, ddof=1))
-        _append(run, summary)
-        log.say(
-            "\n".join(
-                f"{n}: minimum of {run.rounds} rounds {summary[f'{n}_min']:.4g}, "
-                f"mean {rounding.with_error(summary[f'{n}_mean'], summary[f'{n}_std_of_rounds'])}"
-                for n in names
-            )
-        )
+        first = settings.first + number * settings.count
+        if run.others:
+            shards.draw_for_all(run, images, first, settings.count)
+        results = []
+        for one, its in zip(run.scorers, against, strict=True):
+            results.append(_one_round(one, its, images, first, settings.count))
+            if results[-1] is None:
+                return False
+        found.append(results[0])
+    if run.rounds > 1 and against[0] is not None:
+        _summarise(run, against[0], images, found)
     return True
+
+
+def _summarise(
+    run: shards.Run, against: reference.Reference, images: shards.Images, found: list[dict[str, float]]
+) -> None:
+    """Writes and says minimum, maximum, mean and standard deviation of the scores of several rounds."""
+    settings = run.config.eval
+    names = [name for name in found[0] if not name.endswith("_std")]
+    last = settings.first + run.rounds * settings.count - 1
+    summary = {"rounds": run.rounds, "count": settings.count}
+    summary |= {"numbers": f"{settings.first}-{last}", **_facts(run, against, images)}
+    for name in names:
+        values = [result[name] for result in found]
+        summary |= {f"{name}_min": min(values), f"{name}_max": max(values), f"{name}_mean": float(np.mean(values))}
+        summary[f"{name}_std_of_rounds"] = float(np.std(values, ddof=1))
+    _append(run, summary)
+    log.say(
+        "\n".join(
+            f"{n}: minimum of {run.rounds} rounds {summary[f'{n}_min']:.4g}, "
+            f"mean {rounding.with_error(summary[f'{n}_mean'], summary[f'{n}_std_of_rounds'])}"
+            for n in names
+        )
+    )
 
 
 # ── The programs ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -186,12 +217,11 @@ def prepare(
             runs.check_ema(workdir, step, ema)
     if watch and images:
         raise ValueError("--watch evaluates each new checkpoint; it does not go with --images")
-    rounds = PAPER_ROUNDS if protocol == "paper" else 1
-    if protocol == "paper":
-        with config.unlocked():
-            config.eval.count = PAPER_COUNT
-    extractor = reference.load_extractor(config)
-    check(config, extractor)
+    rounds, scored = protocols.rounds(protocol), protocols.configs(config, protocol)
+    extractors = [reference.load_extractor(one) for one in scored]
+    for one, extractor in zip(scored, extractors, strict=True):
+        check(one, extractor)
+        check_reference(one, extractor)
     source = sampling = None
     if images:
         source = reference.open_images(config, images, "name another with --images")
@@ -214,7 +244,11 @@ def prepare(
         sampling = runs.open_run(config, workdir, step)
     workdirs.check_writable(workdir / "evaluations")
     pod.check_shared(workdir / "evaluations")
-    return shards.Run(config, workdir, extractor, source, sampling, rounds, watch, emas)
+    runs_of = [
+        shards.Run(one, workdir, extractor, source, sampling, rounds, watch, emas, protocol)
+        for one, extractor in zip(scored, extractors, strict=True)
+    ]
+    return dataclasses.replace(runs_of[0], others=tuple(runs_of[1:]))
 
 
 @preemption.noted()
@@ -222,13 +256,13 @@ def evaluate(run: shards.Run) -> int:
     """Scores a checkpoint, or a source, or with `watch` each checkpoint as it comes. Returns the exit status."""
     measured: list[reference.Reference] = []
     try:
-        pod.first_then_all("reference", lambda: measured.append(find_reference(run)))
+        pod.first_then_all("reference", lambda: measured.extend(map(find_reference, run.scorers)))
     except InterruptedError as error:
         log.say(str(error))
         return preemption.EXIT_AGAIN
-    against = measured[0] if measured else None  # only process 0 needs it
-    if against is not None:
-        log.say(f"reference: {against.name}, {against.moments.count or 'unknown count of'} images")
+    against = measured or [None] * len(run.scorers)  # only process 0 needs them
+    for its in measured:
+        log.say(f"reference: {its.name}, {its.moments.count or 'unknown count of'} images")
     finished = _watch(run, against) if run.watch else _once(run, against)
     if all(pod.gather("evaluated", "finished" if finished else "")):
         return 0
@@ -236,7 +270,7 @@ def evaluate(run: shards.Run) -> int:
     return preemption.EXIT_AGAIN
 
 
-def _once(run: shards.Run, against: reference.Reference | None) -> bool:
+def _once(run: shards.Run, against: _Against) -> bool:
     """Scores the checkpoint, or the source, that was asked for; False where a signal came first."""
     step, sampler = -1, None
     if run.sampling:  # one program for all EMAs
@@ -249,7 +283,7 @@ def _once(run: shards.Run, against: reference.Reference | None) -> bool:
     return True
 
 
-def _watch(run: shards.Run, against: reference.Reference | None) -> bool:
+def _watch(run: shards.Run, against: _Against) -> bool:
     """Scores each checkpoint as it comes, until the last one; False where a signal came first."""
     done: set[int] = set()
 
@@ -270,7 +304,7 @@ def _watch(run: shards.Run, against: reference.Reference | None) -> bool:
     return not preemption.requested()
 
 
-def _watched(run: shards.Run, against: reference.Reference | None, step: int) -> None:
+def _watched(run: shards.Run, against: _Against, step: int) -> None:
     """Scores one checkpoint, unless training has deleted it meanwhile."""
     for ema in run.emas or (None,):
         images, reason = None, ""

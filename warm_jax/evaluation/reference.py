@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 from collections.abc import Iterator
 
@@ -9,14 +10,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from warm_jax.data import sources
+from warm_jax.data import npz, sources
 from warm_jax.experiments import experiment
-from warm_jax.metrics import dinov2, efficientnet, extract, fashion, inception, moments, published, scores
+from warm_jax.metrics import dinov2, efficientnet, extract, fashion, frechet, inception, moments, published, scores
 from warm_jax.runtime import log, mesh, preemption, workdirs
-from warm_jax.weights import archives
+from warm_jax.weights import archives, tensors
 
 PIXEL_IMAGES = 5000  # at most so many images are compared pixel by pixel (swd, lsd)
-FEATURE_IMAGES = 10_000  # at most so many reference features are kept for kid and pr; fd takes all images
+FEATURE_IMAGES = 10_000  # at most so many reference features are kept for scores of pairs; fd takes all images
+BATCH = "arr_0"  # the images in a reference batch of guided-diffusion
+OF_IMAGES = frozenset({"kid", "pr", "dc", "authenticity", "swd", "lsd"})  # scores that moments are not enough for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Reference:
     features: np.ndarray | None
     pixels: np.ndarray | None
     power: np.ndarray | None
+    notes: tuple[str, ...] = ()  # that stand beside every score
+    batch: bool = False  # whether its file has images beside its moments
 
 
 def load_extractor(config: ConfigDict) -> extract.Extractor:
@@ -88,38 +93,54 @@ def spread(count: int, most: int) -> np.ndarray:
 
 
 def measure(config: ConfigDict, source: sources.Source, extractor: extract.Extractor) -> Reference:
-    """One pass over all images of the source: moments streamed, features and pixels of an even part of it kept.
+    """One pass over all images of the source: see `_measured`."""
+    provenance = extractor.provenance(source.image_shape, source.fingerprint)
+    return _measured(config, source.spec, chunks(source, 0, len(source)), len(source), extractor, provenance)
+
+
+def _measured(
+    config: ConfigDict,
+    name: str,
+    images: Iterator[np.ndarray],
+    count: int,
+    extractor: extract.Extractor,
+    provenance: moments.Provenance,
+) -> Reference:
+    """One pass over `count` images: moments streamed, features and pixels of an even part of them kept.
 
     InterruptedError where a signal comes first.
     """
-    statistics, kept, seen = moments.Statistics.empty(extractor.dim), [], 0
-    wanted = spread(len(source), FEATURE_IMAGES)
-    bar = log.progress(len(source), unit="image", doing="reference")
-    for features in features_of(extractor, chunks(source, 0, len(source)), config.eval.batch_size):
+    statistics, kept, pixels, seen = moments.Statistics.empty(extractor.dim), [], [], 0
+    wanted, shown = spread(count, FEATURE_IMAGES), spread(count, PIXEL_IMAGES)
+
+    def part(numbers: np.ndarray, first: int, size: int) -> np.ndarray:
+        return numbers[(numbers >= first) & (numbers < first + size)] - first
+
+    def watched() -> Iterator[np.ndarray]:
+        first = 0
+        for chunk in images:
+            pixels.append(chunk[part(shown, first, len(chunk))])
+            first += len(chunk)
+            yield chunk
+
+    bar = log.progress(count, unit="image", doing="reference")
+    for features in features_of(extractor, watched(), config.eval.batch_size):
         if preemption.requested():
-            raise InterruptedError(f"{preemption.requested()} while measuring {source.spec}; nothing of it is kept")
+            raise InterruptedError(f"{preemption.requested()} while measuring {name}; nothing of it is kept")
         statistics = statistics.update(features.pool)
-        here = wanted[(wanted >= seen) & (wanted < seen + len(features.pool))] - seen
-        kept.append(features.pool[here])
+        kept.append(features.pool[part(wanted, seen, len(features.pool))])
         seen += len(features.pool)
         bar.update(len(features.pool))
     bar.close()
-    chosen = spread(len(source), PIXEL_IMAGES)
-    pixels = np.concatenate([source.read(part)[0] for part in np.array_split(chosen, -(-len(chosen) // 256))])
-    provenance = extractor.provenance(source.image_shape, source.fingerprint)
-    return Reference(
-        source.spec, statistics.finalize(), provenance, np.concatenate(kept), pixels, scores.radial_power(pixels)
-    )
+    power = scores.radial_power(np.concatenate(pixels))
+    return Reference(name, statistics.finalize(), provenance, np.concatenate(kept), np.concatenate(pixels), power)
 
 
 def save(path: pathlib.Path, reference: Reference) -> None:
     """Writes a statistics file that also holds what the kernel and pixel scores need."""
     archives.write_npz(
         path,
-        version=np.asarray(moments.FILE_VERSION),
-        mean=reference.moments.mean,
-        covariance=reference.moments.covariance,
-        count=np.asarray(reference.moments.count),
+        **moments.moment_arrays(reference.moments),
         name=np.asarray(reference.name),
         features=reference.features,
         pixels=reference.pixels,
@@ -129,11 +150,94 @@ def save(path: pathlib.Path, reference: Reference) -> None:
 
 
 def load(path: pathlib.Path) -> Reference:
-    """A statistics file of `stats`, or a foreign one with `mu` and `sigma`. ValueError where it is damaged."""
-    found, provenance = moments.load(path)
-    arrays = archives.read_npz(path)
+    """A statistics file of `stats`, or a foreign one with `mu` and `sigma`. ValueError where it is damaged.
+
+    The images of a guided-diffusion reference batch, `arr_0`, are left unread; see `with_images`.
+    """
+    arrays = archives.read_npz(path, without=(BATCH,))
+    found, provenance = moments.parse(path, arrays)
     kept = (arrays.get(name) for name in ("features", "pixels", "power"))
-    return Reference(str(arrays.get("name", path)), found, provenance, *kept)
+    notes = ("mu_s and sigma_s are not used: sFID is not among the scores",) if "mu_s" in arrays else ()
+    return Reference(str(arrays.get("name", path)), found, provenance, *kept, notes, BATCH in arrays)
+
+
+def with_images(config: ConfigDict, path: pathlib.Path, extractor: extract.Extractor, keep: pathlib.Path) -> Reference:
+    """A statistics file, and of guided-diffusion's reference batches also what the images in it tell.
+
+    Their `mu` and `sigma` are of Inception, and stay the reference of the Fréchet distance where that is the extractor;
+    the rest, and everything with another extractor, is measured from `arr_0`, streamed once and kept in the folder
+    `keep`. ValueError where neither fits.
+    """
+    found, own = _fitting(config, path, extractor)
+    if found.batch and (not own or set(config.eval.metrics) & OF_IMAGES):
+        return _batch(config, path, found, extractor, keep, own)
+    return found
+
+
+def _fitting(config: ConfigDict, path: pathlib.Path, extractor: extract.Extractor) -> tuple[Reference, bool]:
+    """A statistics file, `batch` where its images are of the config's shape; and whether its moments are used.
+
+    ValueError where they neither fit the extractor nor can be measured.
+    """
+    found = load(path)
+    own = found.moments.mean.size == extractor.dim
+    if found.batch:
+        own = own and extractor.name == frechet.INCEPTION
+        shape, _ = npz.stream(path, BATCH)
+        height, width = experiment.image_side(config)
+        if shape[1:] != (height, width, config.data.channels):
+            said = "×".join(map(str, shape[1:]))
+            note = f"the images in {path} are {said}, not {height}×{width}×{config.data.channels}, and are not used"
+            found, own = dataclasses.replace(found, notes=(*found.notes, note), batch=False), True
+    if not found.batch and found.moments.mean.size != extractor.dim:
+        raise ValueError(
+            f"{path} has statistics of {found.moments.mean.size} features, and eval.extractor {extractor.name} has "
+            f"{extractor.dim}; make them with --mode=stats"
+        )
+    return found, own
+
+
+def images_of_file(config: ConfigDict, path: pathlib.Path, extractor: extract.Extractor) -> int | None:
+    """How many images a statistics file has the features of, or can have; None: moments alone.
+
+    ValueError where it does not fit the extractor.
+    """
+    found, _ = _fitting(config, path, extractor)
+    if found.batch:
+        return npz.stream(path, BATCH)[0][0]
+    return None if found.features is None else len(found.features)
+
+
+def _batch(
+    config: ConfigDict,
+    path: pathlib.Path,
+    found: Reference,
+    extractor: extract.Extractor,
+    keep: pathlib.Path,
+    own: bool,
+) -> Reference:
+    """What `with_images` measures of a file's images, or measured before; with the file's moments where `own`."""
+    (count, *shape), images = npz.stream(path, BATCH)
+    fingerprint = tensors.sha256(path)
+    file = keep / f"reference-{hashlib.sha256(f'batch {fingerprint} {extractor.hash}'.encode()).hexdigest()[:12]}.npz"
+    measured = kept(file)
+    if measured is None:
+        provenance = extractor.provenance(tuple(shape), fingerprint)
+        save(file, _measured(config, str(path), images, count, extractor, provenance))
+        measured = load(file)
+    which = "mu and sigma are the file's; the other scores are of" if own else "all scores are of"
+    notes = (*found.notes, f"{path}: {which} its {count:,} images")
+    moments_of = found.moments if own else measured.moments
+    return dataclasses.replace(measured, moments=moments_of, notes=notes, batch=True)
+
+
+def kept(path: pathlib.Path) -> Reference | None:
+    """What was measured before; None where it was not, or the file is damaged."""
+    try:
+        return load(path) if path.exists() else None
+    except ValueError as error:
+        log.say(f"{error}; measured again")
+        return None
 
 
 def statistics(config: ConfigDict, images: str, out: str) -> int:

@@ -1,11 +1,12 @@
 """Images to judge, drawn or read, in shards whose features stay on disk: what was cut off goes on where it stopped."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -26,7 +27,7 @@ class Run:
     """What `evaluate.prepare` checked and an evaluation needs.
 
     `sampling` is None where images are read from `images`. `emas` are the σ_rel of the EMAs to score one after the
-    other; none: the plain one.
+    other; none: the plain one. `others` score the same images by other extractors.
     """
 
     config: ConfigDict
@@ -37,6 +38,13 @@ class Run:
     rounds: int
     watch: bool
     emas: tuple[float, ...] = ()
+    protocol: str = "once"
+    others: tuple["Run", ...] = ()
+
+    @property
+    def scorers(self) -> tuple["Run", ...]:
+        """This one, and those that score the same images by other extractors."""
+        return (self, *self.others)
 
 
 class Images:
@@ -91,8 +99,13 @@ def _folder(run: Run, images: Images) -> pathlib.Path:
     return run.workdir / "evaluations" / hashlib.sha256(key.encode()).hexdigest()[:12]
 
 
-def _shard(run: Run, images: Images, path: pathlib.Path, first: int, count: int, keep: int) -> dict[str, np.ndarray]:
-    """Features, the first `keep` images and the NFE of a shard: from its file if that is whole, else made and kept."""
+def _shard(
+    run: Run, path: pathlib.Path, drawn: Callable[[], Iterable[np.ndarray]], count: int, keep: int, facts: dict
+) -> dict[str, np.ndarray]:
+    """Features, the first `keep` images and the NFE of a shard: from its file if that is whole, else made and kept.
+
+    `drawn` gives its images; `facts` then has their NFE.
+    """
     provenance = run.extractor.provenance((*experiment.image_side(run.config), run.config.data.channels))
     if path.exists():
         try:
@@ -105,14 +118,14 @@ def _shard(run: Run, images: Images, path: pathlib.Path, first: int, count: int,
     pixels: list[np.ndarray] = []
 
     def watched() -> Iterator[np.ndarray]:
-        for chunk in images.chunks(first, count):
+        for chunk in drawn():
             pixels.append(chunk[: max(0, keep - sum(map(len, pixels)))])
             yield chunk
 
     features = extract.collect(reference.features_of(run.extractor, watched(), run.config.eval.batch_size))
     logits = {} if features.logits is None else {"logits": features.logits}
     arrays = {"pool": features.pool, "pixels": np.concatenate(pixels), **logits}
-    arrays["nfe"] = np.asarray(images.facts.get("nfe", 0))
+    arrays["nfe"] = np.asarray(facts.get("nfe", 0))
     archives.write_npz(path, **arrays, **moments.provenance_arrays(provenance))
     return arrays
 
@@ -148,7 +161,7 @@ def judge(run: Run, images: Images, first: int, count: int) -> Judged | None:
                 bar.close()
                 return None
             wait(0.5)
-        arrays = _shard(run, images, path, start, size, keep)
+        arrays = _shard(run, path, functools.partial(images.chunks, start, size), size, keep, images.facts)
         if int(arrays["nfe"]):
             images.facts["nfe"] = int(arrays["nfe"])
         statistics = statistics.update(arrays["pool"])
@@ -174,8 +187,25 @@ def _make_own(run: Run, images: Images, folder: pathlib.Path, first: int, count:
         if preemption.requested():
             return False
         size, keep = _sizes(first, count, start)
-        _shard(run, images, folder / f"{start:08d}-{size}.npz", start, size, keep)
+        path = folder / f"{start:08d}-{size}.npz"
+        _shard(run, path, functools.partial(images.chunks, start, size), size, keep, images.facts)
     return pod.index() == 0
+
+
+def draw_for_all(run: Run, images: Images, first: int, count: int) -> None:
+    """Makes the shards of this process for all of `run.scorers`, each image drawn once; up to a signal."""
+    for start in range(first + pod.index() * SHARD, first + count, pod.count() * SHARD):
+        if preemption.requested():
+            return
+        size, keep = _sizes(first, count, start)
+        drawn: list[np.ndarray] = []
+
+        def once(start: int = start, size: int = size, drawn: list[np.ndarray] = drawn) -> list[np.ndarray]:
+            drawn.extend(() if drawn else images.chunks(start, size))
+            return drawn
+
+        for one in run.scorers:
+            _shard(one, _folder(one, images) / f"{start:08d}-{size}.npz", once, size, keep, images.facts)
 
 
 def first_images(run: Run, count: int) -> np.ndarray:

@@ -117,28 +117,34 @@ def read_provenance(arrays: dict[str, np.ndarray]) -> Provenance:
     return Provenance(**values)
 
 
-def save(path: str | os.PathLike, moments: Moments, provenance: Provenance) -> None:
-    """The statistics file: mean, covariance, count and provenance."""
+def moment_arrays(moments: Moments) -> dict[str, np.ndarray]:
+    """What a statistics file holds of them: mean, covariance and count; the first two also as `mu` and `sigma`.
+
+    By these names EDM's, pytorch-fid's and clean-fid's programs read them.
+    """
     if moments.count is None:
         raise ValueError("statistics without a count are not written: nobody could tell later what they are worth")
-    archives.write_npz(
-        path,
-        version=np.asarray(FILE_VERSION),
-        mean=moments.mean,
-        covariance=moments.covariance,
-        count=np.asarray(moments.count),
-        **provenance_arrays(provenance),
-    )
+    named = {"mean": moments.mean, "covariance": moments.covariance, "mu": moments.mean, "sigma": moments.covariance}
+    return {"version": np.asarray(FILE_VERSION), **named, "count": np.asarray(moments.count)}
+
+
+def save(path: str | os.PathLike, moments: Moments, provenance: Provenance) -> None:
+    """The statistics file: moments and provenance."""
+    archives.write_npz(path, **moment_arrays(moments), **provenance_arrays(provenance))
 
 
 def load(path: str | os.PathLike) -> tuple[Moments, Provenance]:
-    """Moments and provenance from a file of `save`, or from a foreign one with the arrays `mu` and `sigma`.
+    """Moments and provenance from a file of `save`, or from a foreign one: see `parse`."""
+    return parse(path, archives.read_npz(path))
+
+
+def parse(path: str | os.PathLike, arrays: dict[str, np.ndarray | None]) -> tuple[Moments, Provenance]:
+    """Moments and provenance from the arrays of a file of `save`, or of a foreign one with `mu` and `sigma`.
 
     EDM, pytorch-fid and clean-fid write `mu` and `sigma` and say neither count nor extractor: both come back unknown,
     so that whoever names the file vouches for it. clean-fid's "clean" mode resizes with PIL's bicubic filter, and its
     numbers are not comparable with ours; its "legacy_tensorflow" mode is.
     """
-    arrays = archives.read_npz(path)
     if {"mean", "covariance", "count"} <= arrays.keys():
         if int(arrays.get("version", 0)) != FILE_VERSION:
             raise ValueError(f"{path} has version {arrays.get('version')}; this program reads {FILE_VERSION}")
@@ -146,7 +152,8 @@ def load(path: str | os.PathLike) -> tuple[Moments, Provenance]:
     elif {"mu", "sigma"} <= arrays.keys():
         mean, covariance, count = arrays["mu"], arrays["sigma"], None
     else:
-        raise ValueError(f"{path} has {sorted(arrays)}; expected mean, covariance, count or mu, sigma")
+        images = f"; it has images: npz:{path} compares with them" if {"arr_0", "images", "x"} & arrays.keys() else ""
+        raise ValueError(f"{path} has {sorted(arrays)}; expected mean, covariance, count or mu, sigma{images}")
     if mean.ndim != 1 or covariance.shape != (mean.size, mean.size):
         raise ValueError(f"{path}: a mean of shape {mean.shape} does not go with a covariance of {covariance.shape}")
     return Moments(mean.astype(np.float64), covariance.astype(np.float64), count), read_provenance(arrays)

@@ -1,10 +1,10 @@
 """Scores of a set of samples, from features, logits or pixels: numpy float64, arrays in, numbers out.
 
-The Fréchet distance has its own file, `frechet`. Everything random takes a seed and draws from numpy's PCG64, so a
-score is a function of its arguments. Names: `frechet.score_name`.
+The Fréchet distance has its own file, `frechet`, and so has what nearest neighbours tell, `neighbours`. Everything
+random takes a seed and draws from numpy's PCG64, so a score is a function of its arguments. Names:
+`frechet.score_name`.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -22,14 +22,8 @@ class Estimate(NamedTuple):
     std: float
 
 
-class PrecisionRecall(NamedTuple):
-    """Two fractions in [0, 1]."""
-
-    precision: float
-    recall: float
-
-
-def _require_features(samples: np.ndarray, reference: np.ndarray) -> None:
+def require_features(samples: np.ndarray, reference: np.ndarray) -> None:
+    """Raises ValueError where the two are of different shapes, or hold what is not finite."""
     if samples.shape[1:] != reference.shape[1:]:
         raise ValueError(f"samples have shape {samples.shape[1:]} each, the reference {reference.shape[1:]}")
     for name, array in (("samples", samples), ("reference", reference)):
@@ -37,17 +31,20 @@ def _require_features(samples: np.ndarray, reference: np.ndarray) -> None:
             raise ValueError(f"the {name} hold NaN or infinite values")
 
 
-def inception_score(logits: Float[np.ndarray, "n classes"], splits: int = 10) -> Estimate:
+def inception_score(logits: Float[np.ndarray, "n classes"], splits: int = 10, shuffle: int | None = None) -> Estimate:
     """exp E KL(p(y|x) ‖ p(y)) of Salimans et al. (2016), in [1, classes]: mean and std over equal splits.
 
-    The splits are contiguous, as published scores have them, so samples sorted by class score lower: keep the order of
-    seeds. Published scores also leave out the bias of Inception's last layer: pass `logits_unbiased`.
+    The splits are contiguous, as EDM's and the first scores have them, so samples sorted by class score lower. With
+    `shuffle`, a seed, they are drawn at random, as torch-fidelity's: for samples whose order is not that of seeds.
+    Published scores also leave out the bias of Inception's last layer: pass `logits_unbiased`.
     """
     n = len(logits)
     if not 1 <= splits <= n:
         raise ValueError(f"{n} images cannot be cut into {splits} splits")
     if not np.isfinite(logits).all():
         raise ValueError("the logits hold NaN or infinite values")
+    if shuffle is not None:
+        logits = logits[np.random.default_rng(shuffle).permutation(n)]
     log_p = scipy.special.log_softmax(logits.astype(np.float64), axis=1)
     scores = []
     for part in (log_p[i * n // splits : (i + 1) * n // splits] for i in range(splits)):
@@ -62,7 +59,7 @@ def kernel_distance(samples: Float[np.ndarray, "n d"], reference: Float[np.ndarr
     Its mean is zero for equal distributions at every n, m ≥ 2, so it is negative about half the time then. Memory: n ×
     m floats.
     """
-    _require_features(samples, reference)
+    require_features(samples, reference)
     x, y = samples.astype(np.float64), reference.astype(np.float64)
     n, m = len(x), len(y)
     if n < 2 or m < 2:
@@ -95,47 +92,6 @@ def kid(
     return Estimate(float(np.mean(values)), float(np.std(values)))
 
 
-def _squared_distances(x: np.ndarray, y: np.ndarray, batch: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Rows of |xᵢ - yⱼ|², at most `batch` of them at a time."""
-    y = y.astype(np.float64)
-    norms = np.square(y).sum(axis=1)
-    for start in range(0, len(x), batch):
-        rows = x[start : start + batch].astype(np.float64)
-        squared = np.square(rows).sum(axis=1)[:, None] + norms - 2 * rows @ y.T
-        yield slice(start, start + len(rows)), np.maximum(squared, 0)
-
-
-def _radii(x: np.ndarray, k: int, batch: int) -> Float64[np.ndarray, " n"]:
-    """Squared distance of each feature to its k-th nearest other."""
-    radii = np.empty(len(x))
-    for rows, squared in _squared_distances(x, x, batch):
-        radii[rows] = np.partition(squared, k, axis=1)[:, k]  # position 0 is the feature itself
-    return radii
-
-
-def _covered(x: np.ndarray, centres: np.ndarray, radii: np.ndarray, batch: int) -> float:
-    """Fraction of x inside at least one of the balls."""
-    inside = [(squared <= radii).any(axis=1) for _, squared in _squared_distances(x, centres, batch)]
-    return float(np.concatenate(inside).mean())
-
-
-def precision_recall(
-    samples: Float[np.ndarray, "n d"], reference: Float[np.ndarray, "m d"], k: int = 3, batch: int = 1024
-) -> PrecisionRecall:
-    """Improved precision and recall of Kynkäänniemi et al. (2019), with k-nearest-neighbour balls.
-
-    Precision: the fraction of samples inside the ball of some reference image; recall: of reference images inside the
-    ball of some sample. Both depend on the counts: published ones use 50k and k = 3. Time n × m × d, memory `batch` ×
-    m.
-    """
-    _require_features(samples, reference)
-    if k < 1 or k >= min(len(samples), len(reference)):
-        raise ValueError(f"k = {k} neighbours need more features than {len(samples)} and {len(reference)}")
-    precision = _covered(samples, reference, _radii(reference, k, batch), batch)
-    recall = _covered(reference, samples, _radii(samples, k, batch), batch)
-    return PrecisionRecall(precision, recall)
-
-
 def sliced_wasserstein(
     samples: Shaped[np.ndarray, "n ..."], reference: Shaped[np.ndarray, "m ..."], projections: int = 512, seed: int = 0
 ) -> float:
@@ -145,7 +101,7 @@ def sliced_wasserstein(
     |v|/√dim. Exact on each line, also for n ≠ m. Not the SWD of Karras et al. (2018), which compares patches of a
     Laplacian pyramid.
     """
-    _require_features(samples, reference)
+    require_features(samples, reference)
     x, y = samples.reshape(len(samples), -1), reference.reshape(len(reference), -1)
     if not len(x) or not len(y) or projections < 1:
         raise ValueError(f"nothing to compare: {len(x)} samples, {len(y)} references, {projections} directions")

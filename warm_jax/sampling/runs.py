@@ -123,7 +123,7 @@ def _check_interval(config: ConfigDict) -> None:
     if not np.any(guidance.within(process, interval)(jnp.asarray(levels))):
         ratios = np.exp(process.log_noise_to_signal(jnp.asarray(levels[[0, -1]])))
         raise ValueError(
-            f"sample.guidance_interval is {interval}, and none of the {len(levels)} levels lies in it: noise over signal "
+            f"sample.guidance_interval is {interval}, and none of the {len(levels)} levels lies in it: noise/signal "
             f"goes from {ratios[0]:.3g} to {ratios[1]:.3g}"
         )
 
