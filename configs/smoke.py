@@ -41,6 +41,7 @@ def get_config(system: str = "warm") -> ConfigDict:
     config.analysis.sweep_steps = (3, 4)
     config.analysis.solver_bnrs = (0.5,)
     config.analysis.solver_nfe = (4,)
+    config.analysis.guidance_weights = (1.0, 2.0)
     config.analysis.samples = 20
     config.analysis.count = 8
     config.analysis.repeats = 2

@@ -16,14 +16,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from warm_jax import api
-from warm_jax.analysis import figures, report, trained_models
+from warm_jax.analysis import figures, guided, memorisation, report, trained_models
 from warm_jax.evaluation import reference
 from warm_jax.experiments import experiment
 from warm_jax.runtime import log, preemption, workdirs
 from warm_jax.sampling import runs
 
-NAMES = (*figures.NAMES, "report", "all")
-_OF_MODELS = ("learning", "manifold", "sweep", "solvers")
+NAMES = (*figures.NAMES, *figures.OF_SAMPLES, "report", "all")
+_OF_MODELS = ("learning", "manifold", "sweep", "solvers", *figures.OF_SAMPLES)
 _RANGES = {
     "budget": (1e-4, 1 - 1e-4),
     "images": (2, 10**8),
@@ -168,8 +168,14 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, name: str, step: int, ema
         raise ValueError(f"analysis.image is {config.analysis.image}; {source.spec} has images 0 to {len(source) - 1}")
     if len(source) < 2:
         raise ValueError(f"{source.spec} has one image; the figures need at least 2")
-    models = _models(config, workdir, step, ema) if set(names) & set(_OF_MODELS) else {}
     workdirs.check_writable(workdir / "figures")
+    if name in figures.OF_SAMPLES:
+        if config.analysis.models:
+            raise ValueError(f"--analysis={name} is of the workdir's own run; leave analysis.models empty")
+        of_samples = {"memorisation": memorisation.prepare, "guidance": guided.prepare}
+        asked = of_samples[name](config, workdir, source, step, ema)
+        return Run(workdir, names, figures.Run(config, workdir, source, {}, asked=asked))
+    models = _models(config, workdir, step, ema) if set(names) & set(_OF_MODELS) else {}
     subject = figures.Run(config, workdir, source, models)
     if models and set(names) & {"sweep", "solvers"}:
         subject = dataclasses.replace(subject, scoring=_scoring(subject, optional=name == "all"))

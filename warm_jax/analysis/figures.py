@@ -16,12 +16,23 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
-from warm_jax.analysis import corruption, learning, manifold, solvers, spectra, sweep, trained_models
+from warm_jax.analysis import (
+    corruption,
+    guided,
+    learning,
+    manifold,
+    memorisation,
+    solvers,
+    spectra,
+    sweep,
+    trained_models,
+)
 from warm_jax.data import sources
 from warm_jax.evaluation import reference
 from warm_jax.runtime import pictures, rounding
 
 NAMES = ("spectra", "corruption", "learning", "manifold", "sweep", "solvers")
+OF_SAMPLES = ("memorisation", "guidance")  # of a checkpoint's samples, as `sample` says; "all" leaves them out
 _SHOWN_LEVELS = (0.1, 0.3, 1.0, 3.0)  # noise levels of the spectra
 _PICTURE_LEVELS = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # of the corruption of one image
 _LEARNED_LEVELS = tuple(np.geomspace(0.02, 20, 10).round(4).tolist())
@@ -39,6 +50,7 @@ class Run:
     source: sources.Source
     models: trained_models.Models
     scoring: trained_models.Scoring | None = None  # None: models are not scored
+    asked: memorisation.Asked | guided.Asked | None = None  # of `OF_SAMPLES`
 
 
 def _images(run: Run, most: int) -> tuple[Float[np.ndarray, "n h w c"], np.ndarray]:
@@ -140,7 +152,12 @@ def _solvers(run: Run) -> tuple[list[solvers.Way], list[solvers.Table]]:
 
 def make(run: Run, name: str) -> Iterator[tuple[str, dict[str, np.ndarray], Any, str]]:
     """(file name, arrays, figure, sentence) of each picture that `name` makes."""
-    from warm_jax.analysis import plots, sampling_plots, solver_plots  # need matplotlib, which a report does not need
+    from warm_jax.analysis import (
+        plots,
+        sampling_plots,
+        score_plots,
+        solver_plots,
+    )  # need matplotlib, which a report does not need
 
     settings = run.config.analysis
     if name == "spectra":
@@ -160,6 +177,14 @@ def make(run: Run, name: str) -> Iterator[tuple[str, dict[str, np.ndarray], Any,
             images, labels = _images(run, max(settings.oracle_images, settings.count))
             made = trained_models.departure(run.models, images, labels, settings)
             yield "manifold_models", made._asdict(), sampling_plots.manifold(made), _worst(made, "energy", "")
+    elif name == "memorisation":
+        made = memorisation.memorisation(run.asked, run.source)
+        pairs = zip(memorisation.SPACES, made.ratios, made.held_out, strict=True)
+        sentence = "\n    ".join(f"{space}: {memorisation.verdict(*ratios)}" for space, *ratios in pairs)
+        yield name, made._asdict(), score_plots.memorisation(made), sentence
+    elif name == "guidance":
+        made = guided.guided(run.asked)
+        yield name, made._asdict(), score_plots.guided(made), guided.best(made)
     elif name == "solvers":
         ways, tables = _solvers(run)
         arrays = {f"ways_{field}": np.array([way[i] for way in ways]) for i, field in enumerate(solvers.Way._fields)}

@@ -20,6 +20,9 @@ _CAPTIONS = {
     "exact predictor what is left is the solver's error; with a trained network it is also the network's.",
     "solvers": "Samplers in a hurry: the lower a curve, the better the solver at that number of evaluations. Full "
     "lines are on a grid fitted to Gaussian data of this spectrum, the first row; the others judge it. Dashed: EDM's.",
+    "memorisation": "Samples beside the training images nearest to them, and how near: a ratio below 1 is closer to a "
+    "training image than its next one is. Copying is a share above that of held-out images, or a tail at the left.",
+    "guidance": "The score for each guidance weight and interval of noise levels; look at the NFE too.",
     "sweep": "The score for each blur-to-noise ratio and number of evaluations: look for the lowest, and whether it is "
     "lower by more than its interval.",
 }

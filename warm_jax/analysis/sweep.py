@@ -79,7 +79,7 @@ def cells(bnrs: Sequence[float | int], steps: Sequence[int], seeds: Sequence[int
     return [Cell(float(bnr), int(number), int(seed)) for seed in seeds for bnr in bnrs for number in steps]
 
 
-def _key(cell: Cell, depends: Any) -> str:
+def _key(cell: Any, depends: Any) -> str:
     parts = json.dumps([cell._asdict(), depends], sort_keys=True, default=list)
     return hashlib.sha256(parts.encode()).hexdigest()[:12]
 
@@ -104,8 +104,8 @@ def _read(path: pathlib.Path) -> dict[str, dict]:
 
 
 def sweep(
-    wanted: Sequence[Cell],
-    measure: Measure,
+    wanted: Sequence[Any],
+    measure: Callable[[Any], tuple[int, Scores]],
     path: pathlib.Path | None = None,
     depends: Any = None,
     stop: Callable[[], bool] = lambda: False,
@@ -113,13 +113,13 @@ def sweep(
     """Measures what is not in the file yet, and yields the row of every cell, in order.
 
     Args:
-      wanted: What to measure.
+      wanted: What to measure: `Cell`s, or other named tuples of numbers.
       measure: cell -> (NFE, {name: score}). What it raises ends the sweep; what is done is kept.
       path: The file of rows, one appended when its cell is finished; None: nothing is kept.
       depends: All else that the scores depend on (configs, checkpoints, counts), as JSON knows it: part of the key.
       stop: Asked before each measurement; True ends the sweep there.
 
-    A row: {"key", "bnr", "steps", "seed", "nfe", "scores"}.
+    A row: {"key", what the cell has, "nfe", "scores"}.
     """
     done = _read(path) if path is not None else {}
     for cell in wanted:

@@ -88,7 +88,10 @@ PROTOCOL = flags.DEFINE_enum(
 )
 WATCH = flags.DEFINE_bool("watch", False, "Score each new checkpoint of the workdir, until the last one.")
 ANALYSIS = flags.DEFINE_string(
-    "analysis", "all", "spectra, corruption, learning, manifold, sweep, solvers, report (a page of the workdir) or all."
+    "analysis",
+    "all",
+    "spectra, corruption, learning, manifold, sweep, solvers, "
+    "report (a page of the workdir) or all; or memorisation or guidance, of a checkpoint's samples.",
 )
 IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Side to resize to; default: the config's, or as it is.")
 CHANNELS = flags.DEFINE_integer(
