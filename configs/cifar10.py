@@ -14,6 +14,8 @@
 | ihdm | 18.96 (clean-fid's) | 200 | Rissanen et al. 2022 |
 | amortised, cold | none for unconditional samples | | |
 
+The field since: 1.50 with one evaluation (SiDA, from EDM's weights; docs/comparison.md). 1.85 leads the paper's table.
+
 Duration of EDM's family: 200 million images, 390,625 steps of 512; EDM's authors report about 2 days on 8 V100, 400
 accelerator hours. ddpm and blurring: 800,000 steps of 128, half of that; ihdm: 1.3 million steps of 128.
 """

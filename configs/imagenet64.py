@@ -10,7 +10,8 @@ The 1,281,167 training images (image-net.org, ILSVRC2012: a folder a class), cen
 EDM's own imagenet-64x64.zip is read as it is. A tenth of the classes is hidden in training, so that samples can be
 guided; EDM hides none (--config.data.label_dropout=0).
 Published FID (50,000 samples, the best of three rounds, 511 evaluations, stochastic): 1.36 hot (Karras et al. 2022);
-none for the others. Duration: 2,500 million images, 610,352 steps of 4096: for EDM's authors about 13 days on 32 A100,
+none for the others. The field since: 1.11 with one evaluation (SiDA), 1.01 with 63 × 2 (EDM2-S with autoguidance); see
+docs/comparison.md. Duration: 2,500 million images, 610,352 steps of 4096: for EDM's authors about 13 days on 32 A100,
 10,000 accelerator hours.
 """
 

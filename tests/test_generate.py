@@ -11,9 +11,10 @@ import pytest
 import tiny
 from PIL import Image
 
+from warm_jax.data import sources
 from warm_jax.experiments import experiment
 from warm_jax.runtime import mesh
-from warm_jax.sampling import batches, generate
+from warm_jax.sampling import batches, generate, store
 from warm_jax.training import train
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -276,6 +277,22 @@ def test_default_out_and_what_is_there_is_kept(workdir, capsys):
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
     assert sample(workdir, "0-3", sample__steps=3) == 0  # other settings make other images
     assert "4 of 4 images to draw" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("label", [3, -1])
+def test_an_npz_with_the_names_of_guided_diffusion(tmp_path, label):
+    """`np.savez(path, images, labels)` of its sampling script; without classes no labels."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
+    kept = store.File(tmp_path / "all.npz", {"step": 1}, names="arr")
+    kept.add(np.array([7, 5]), store.Samples(images, np.array([label, label]), 3))
+    kept.pause()
+    again = store.File(tmp_path / "all.npz", {"step": 1}, names="arr")
+    assert len(again.missing(np.array([5, 7]))) == 0
+    again.finish(np.array([5, 7]))
+    with np.load(tmp_path / "all.npz") as stored:
+        np.testing.assert_array_equal(stored["arr_0"], images[::-1])
+        assert ("arr_1" in stored) == (label >= 0) and "images" not in stored
+    assert sources.open_source(str(tmp_path / "all.npz")).images.shape == (2, 4, 4, 3)
 
 
 @pytest.mark.parametrize("name", ["folder", "all.npz", "grid.png"])

@@ -45,6 +45,7 @@ READ_BY = {
     "mode": _ALL,
     "seeds": ("sample",),
     "trajectory": ("sample",),
+    "npz_names": ("sample",),
     "out": ("sample", "restore", "stats", "prepare", "inspect", "convert", "doctor", "export"),
     "checkpoint": OF_WEIGHTS,
     "ema": OF_WEIGHTS,

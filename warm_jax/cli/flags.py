@@ -62,6 +62,13 @@ TRAJECTORY = flags.DEFINE_bool(
     "trajectory", False, "Also draw the way there, trajectory.png and .gif (64 seeds at most; default 0-5)."
 )
 OUT = flags.DEFINE_string("out", "", "Where results go: a file or a folder, by mode.")
+NPZ_NAMES = flags.DEFINE_enum(
+    "npz_names",
+    "images",
+    ["images", "arr"],
+    "How the arrays of --out=FILE.npz are called: images, labels; or arr_0, arr_1, as guided-diffusion's tools read "
+    "them (arr).",
+)
 CHECKPOINT = flags.DEFINE_integer("checkpoint", -1, "Step of the checkpoint to take; -1: the latest.")
 EMA = flags.DEFINE_list(
     "ema",
@@ -128,7 +135,7 @@ START_SECONDS = flags.DEFINE_float("start_seconds", 300, "How long to wait for t
 VERSION = flags.DEFINE_bool("version", False, "Say the versions of warm_jax, JAX, Flax and Python, and end.")
 TRAJECTORY_SEEDS = "0-5"  # where --seeds does not say others
 # What the processes of one job must have in common; folders may have other names elsewhere.
-SAME_FLAGS = ("mode", "seeds", "trajectory", "checkpoint", "ema", "images", "protocol", "watch")
+SAME_FLAGS = ("mode", "seeds", "npz_names", "trajectory", "checkpoint", "ema", "images", "protocol", "watch")
 
 
 def fail(error: Exception | str, status: int) -> int:

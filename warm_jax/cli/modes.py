@@ -116,7 +116,14 @@ def _prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Cal
         follow = flags.TRAJECTORY.value
         seeds = flags.TRAJECTORY_SEEDS if follow and not flags.SEEDS.present else flags.SEEDS.value
         drawing = generate.prepare(
-            config, workdir, seeds, flags.path(flags.OUT), flags.CHECKPOINT.value, trajectory=follow, ema=flags.ema()
+            config,
+            workdir,
+            seeds,
+            flags.path(flags.OUT),
+            flags.CHECKPOINT.value,
+            trajectory=follow,
+            ema=flags.ema(),
+            names=flags.NPZ_NAMES.value,
         )
         return lambda: generate.sample(drawing, follow)
     if mode == "restore":

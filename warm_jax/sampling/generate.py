@@ -40,6 +40,7 @@ class Drawing:
     run: runs.Run
     seeds: np.ndarray
     out: pathlib.Path
+    names: str = store.NPZ_NAMES[0]
 
 
 def prepare(
@@ -51,12 +52,13 @@ def prepare(
     *,
     trajectory: bool = False,
     ema: float | None = None,
+    names: str = store.NPZ_NAMES[0],
 ) -> Drawing:
     """Checks everything that can be checked, compiles nothing. ValueError or OSError for bad input.
 
     `step` is a checkpoint's, -1 the latest's; `out` a folder, a file.npz or a file.png; empty: `samples/` of the
     workdir. `trajectory`: whether the way there is to be drawn too. `ema`: the σ_rel of an EMA made of stored averages,
-    None: the plain one.
+    None: the plain one. `names`: how the arrays of an npz are called, one of `store.NPZ_NAMES`.
     """
     numbers, run = parse_seeds(seeds), runs.open_run(config, workdir, step, ema)
     if trajectory:
@@ -65,6 +67,8 @@ def prepare(
         shape = (*experiment.image_side(config), config.data.channels)
         trajectories.check(len(numbers), config.sample.steps, config.sample.batch_size, shape)
     target = pathlib.Path(out) if out else workdir / "samples"
+    if names != store.NPZ_NAMES[0] and target.suffix != ".npz":
+        raise ValueError(f"--npz_names={names} is of --out=FILE.npz, and --out is {out or 'a folder'}")
     one_file = target.suffix in (".npz", ".png")
     if target.is_dir() if one_file else target.is_file():
         kind = "is a folder" if one_file else "is a file"
@@ -73,7 +77,7 @@ def prepare(
     pod.check_shared(target.parent if one_file else target)
     if target.is_dir() and not (target / "samples.json").exists() and store.drawn_images(target):
         raise ValueError(f"{target} has images that were not made by --mode=sample; name another --out")
-    return Drawing(run, numbers, target)
+    return Drawing(run, numbers, target, names)
 
 
 @preemption.noted()
@@ -91,7 +95,7 @@ def sample(drawing: Drawing, trajectory: bool = False) -> int:
 
     def open_store() -> store.File | store.Folder:
         part = pod.index() if pod.count() > 1 else None
-        return store.File(out, made, part) if one_file else store.Folder(out, made)
+        return store.File(out, made, part, drawing.names) if one_file else store.Folder(out, made)
 
     kept = open_store()
     todo, draw = own if trajectory else kept.missing(own), run.sampler(trajectory)

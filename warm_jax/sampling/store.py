@@ -14,6 +14,7 @@ from warm_jax.sampling.trajectories import Trajectory
 from warm_jax.weights import archives
 
 GRID_IMAGES = 400
+NPZ_NAMES = ("images", "arr")  # how the arrays of an npz are called
 
 
 class Samples(NamedTuple):
@@ -89,11 +90,12 @@ class Folder:
 class File:
     """Samples in one npz (images, labels, seeds) or one grid PNG; after a signal the rest waits in a .partial.npz.
 
-    Of several processes each has its `part`, a file of its own, and what all of them have left counts.
+    Of several processes each has its `part`, a file of its own, and what all of them have left counts. With `names`
+    "arr" images and labels are called `arr_0` and `arr_1` in the npz, as guided-diffusion's programs read them.
     """
 
-    def __init__(self, out: pathlib.Path, made_with: dict, part: int | None = None):
-        self._out = out
+    def __init__(self, out: pathlib.Path, made_with: dict, part: int | None = None, names: str = NPZ_NAMES[0]):
+        self._out, self._names = out, names
         self._partial = out.with_name(f"{out.name}{'' if part is None else f'.{part}'}.partial.npz")
         self._text, self._done = json.dumps(made_with), {}
         for path in self._partials():
@@ -124,9 +126,12 @@ class File:
     def settle(self) -> None:
         """Nothing to wait for: all is in memory until `pause` or `finish`."""
 
-    def _save_npz(self, path: pathlib.Path, seeds: list[int]) -> None:
+    def _save_npz(self, path: pathlib.Path, seeds: list[int], names: str = NPZ_NAMES[0]) -> None:
         images, labels = (np.stack(column) for column in zip(*(self._done[seed] for seed in seeds), strict=True))
-        archives.write_npz(path, images=images, labels=labels, seeds=np.array(seeds), made_with=np.asarray(self._text))
+        named = {"images": images, "labels": labels}
+        if names == "arr":  # guided-diffusion writes labels of classes alone
+            named = {"arr_0": images} | ({"arr_1": labels} if labels.min() >= 0 else {})
+        archives.write_npz(path, **named, seeds=np.array(seeds), made_with=np.asarray(self._text))
 
     def pause(self) -> None:
         """Saves what was drawn so far."""
@@ -137,7 +142,7 @@ class File:
         """Writes what is made of all seeds together, and says what is where."""
         wanted = [int(seed) for seed in seeds]
         if self._out.suffix == ".npz":
-            self._save_npz(self._out, wanted)
+            self._save_npz(self._out, wanted, self._names)
         else:
             images = np.stack([self._done[seed][0] for seed in wanted])
             pictures.save_png(self._out, pictures.grid(images), scale=pictures.scale_for_people(images))
