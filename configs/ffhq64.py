@@ -9,8 +9,8 @@ FFHQ's 70,000 PNG files at 1024² (github.com/NVlabs/ffhq-dataset, images1024x10
 EDM's own ffhq-64x64.zip is read as it is.
 Published FID (50,000 samples, the best of three rounds, 79 evaluations): 2.29 at BNR 0.5, 2.43 pfgmpp with D = 128,
 2.53 hot (Hsueh et al., ICLR 2025); EDM's authors report 2.39. None for the other systems, which keep the training that
-their authors used on CIFAR-10. The field since: 1.55 with one evaluation (SiD; docs/comparison.md). Duration: 200 million images, 781,250 steps of 256; EDM's authors report about 4 days
-on 8 V100, 800 accelerator hours.
+their authors used on CIFAR-10. The field since: 1.55 with one evaluation (SiD; docs/comparison.md). Duration: 200
+million images, 781,250 steps of 256; EDM's authors report about 4 days on 8 V100, 800 accelerator hours.
 """
 
 from ml_collections import ConfigDict
