@@ -26,8 +26,10 @@ _CAPTIONS = {
     "sweep": "The score for each blur-to-noise ratio and number of evaluations: look for the lowest, and whether it is "
     "lower by more than its interval.",
 }
-_HOW = ("images", "count", "numbers", "system", "ema", "bnr", "solver", "steps", "nfe", "guidance")
-_HOW += ("guidance_interval", "protocol", "reference")
+_HOW = (
+    *("images", "count", "numbers", "system", "ema", "bnr", "solver", "steps", "nfe"),
+    *("guidance", "guidance_interval", "protocol", "reference"),
+)
 _NAMES = {
     "nfe": "NFE",
     "bnr": "BNR",

@@ -23,16 +23,8 @@ from warm_jax.sampling import runs
 
 _WATCH_SECONDS = 15.0
 _SHOWN = (
-    "protocol",
-    "system",
-    "checkpoint_step",
-    "ema",
-    "nfe",
-    "solver",
-    "steps",
-    "bnr",
-    "guidance",
-    "guidance_interval",
+    *("protocol", "system", "checkpoint_step", "ema", "nfe", "solver", "steps", "bnr"),
+    *("guidance", "guidance_interval"),
 )
 _Against = Sequence[reference.Reference | None]  # of each scorer; only process 0 has them
 
@@ -57,6 +49,7 @@ def find_reference(run: shards.Run) -> reference.Reference:
         source = reference.open_images(
             run.config, settings.reference or run.config.data.source, "name one with eval.reference"
         )
+        named_scores.check_reference(run.config, len(source), source.spec)
         digest = hashlib.sha256(f"spread {source.fingerprint} {run.extractor.hash}".encode()).hexdigest()[:12]
         path = run.workdir / "evaluations" / f"reference-{digest}.npz"
         found = reference.kept(path)
@@ -70,10 +63,10 @@ def find_reference(run: shards.Run) -> reference.Reference:
 
 def check_reference(config: ConfigDict, extractor: extract.Extractor) -> None:
     """Raises ValueError or OSError where the reference that the config names cannot serve its metrics."""
-    spec = config.eval.reference
+    spec, count = config.eval.reference, None
     if is_file(spec):
         count = reference.images_of_file(config, workdirs.local(spec), extractor)
-    else:
+    elif config.data.on_error != "skip":  # which decodes every image to count them
         count = len(reference.open_images(config, spec or config.data.source, "name one with eval.reference"))
     if count is not None:
         named_scores.check_reference(config, count, spec or config.data.source)
