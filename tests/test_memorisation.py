@@ -33,7 +33,7 @@ def trained(workdir, images, **changes):
     """A workdir with two checkpoints of random weights; its config."""
     config = tiny.config(data__source=f"npz:{images / 'seen.npz'}", eval__metrics=("lsd",), **changes)
     model = experiment.build(config).model
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep_last=2)
     for step in (2, 3):
         weights = tiny.randomised(model.init(jax.random.key(0)), np.random.default_rng(step), 0.02)
         checkpoints.save(step, {"step": np.zeros(())}, weights, wait=True)

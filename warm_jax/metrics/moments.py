@@ -138,7 +138,7 @@ def load(path: str | os.PathLike) -> tuple[Moments, Provenance]:
     return parse(path, archives.read_npz(path))
 
 
-def parse(path: str | os.PathLike, arrays: dict[str, np.ndarray | None]) -> tuple[Moments, Provenance]:
+def parse(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> tuple[Moments, Provenance]:
     """Moments and provenance from the arrays of a file of `save`, or of a foreign one with `mu` and `sigma`.
 
     EDM, pytorch-fid and clean-fid write `mu` and `sigma` and say neither count nor extractor: both come back unknown,

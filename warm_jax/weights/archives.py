@@ -110,16 +110,16 @@ def write_npz(path: str | os.PathLike, **arrays: Shaped[np.ndarray, "..."]) -> N
     write_atomically(path, npz_bytes(**arrays), sync=True)
 
 
-def read_npz(path: str | os.PathLike, without: tuple[str, ...] = ()) -> dict[str, Shaped[np.ndarray, "..."] | None]:
+def read_npz(path: str | os.PathLike, without: tuple[str, ...] = ()) -> dict[str, Shaped[np.ndarray, "..."]]:
     """All arrays of an npz, pickled ones refused; ValueError, naming it, for a file that is damaged or no npz.
 
-    Arrays that are called as one of `without` are not read, None is in their place, and a digest is not checked then.
+    Arrays that are called as one of `without` are not read, empty ones are in their place, and a digest is not checked.
     """
     with Path(path).open("rb") as stream:
         try:
             with np.load(stream, allow_pickle=False) as file:
-                arrays = {name: None if name in without else file[name] for name in file.files}
-                expected, whole = arrays.pop(DIGEST, None), all(array is not None for array in arrays.values())
+                arrays = {name: np.empty(0) if name in without else file[name] for name in file.files}
+                expected, whole = arrays.pop(DIGEST, None), not set(without) & arrays.keys()
                 if expected is not None and whole and str(expected) != _digest(arrays):
                     raise ValueError("its arrays are not those that were written")
         except (*DAMAGED, OSError) as error:
