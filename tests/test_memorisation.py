@@ -10,6 +10,7 @@ from warm_jax.data import sources
 from warm_jax.experiments import experiment
 from warm_jax.runtime import checkpoint, workdirs
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 BUNDLED = {"image_size": (28, 28), "channels": 1}
 
 

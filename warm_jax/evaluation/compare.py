@@ -25,7 +25,10 @@ from warm_jax.sampling import runs
 from warm_jax.training import train
 
 _NEEDED = ("key", "system", "seed", "solver", "steps", "nfe", "scores")  # in each row, for the table
-_ADDED = ("sample.guidance_interval", "eval.shuffle_splits")
+_ADDED = (  # keys that older versions did not have; unset, they say nothing
+    *("sample.beta_min", "sample.rho", "train.posthoc_ema", "data.download"),
+    *("sample.guidance_interval", "eval.shuffle_splits"),
+)
 _OWN_REFERENCE = "reference-"  # of the config's own images, measured here
 
 
@@ -117,9 +120,8 @@ def _key(config: ConfigDict) -> str:
     parts.pop("compare")
     parts.pop("mesh")
     parts.pop("analysis", None)
-    added = ("sample.beta_min", "sample.rho", "train.posthoc_ema", "data.download", *_ADDED)
-    for section, key in (name.split(".") for name in added):
-        if not parts[section].get(key):  # unset, as before there was such a key
+    for section, key in (name.split(".") for name in _ADDED):
+        if not parts[section].get(key):
             parts[section].pop(key, None)
     parts["train"] = {key: value for key, value in parts["train"].items() if not key.startswith("evaluate_")}
     if "posthoc_ema" not in parts["train"]:
