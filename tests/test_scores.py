@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from warm_jax.metrics import neighbours
 from warm_jax.metrics.neighbours import authenticity, density_coverage, nearest, precision_recall
 from warm_jax.metrics.scores import (
     decibels,
@@ -155,12 +156,13 @@ def test_a_copy_of_an_image_that_is_there_twice_is_found():
     assert authenticity(np.ones((4, 3)), np.zeros((9, 3))) == 1  # there is no distance to compare with
 
 
-def test_the_nearest_match_brute_force_in_any_batch():
+def test_the_nearest_match_brute_force_in_any_batch(monkeypatch):
     samples, training = normal(40, 3, 0), normal(50, 3, 1)
     across = np.linalg.norm(samples[:, None] - training, axis=2)
     order = across.argsort(axis=1)[:, :4]
     among = np.linalg.norm(training[:, None] - training, axis=2) + np.diag(np.full(50, np.inf))
-    for batch in (7, 512):
+    for batch, numbers in ((7, 30), (512, 2**25)):  # ten training images at once, and all
+        monkeypatch.setattr(neighbours, "_NUMBERS", numbers)
         found = nearest(samples, training, 4, batch)
         np.testing.assert_array_equal(found.indices, order)
         np.testing.assert_allclose(found.distances, np.take_along_axis(across, order, axis=1), rtol=1e-12)

@@ -10,8 +10,9 @@ training image nearest to x that is not the same. Then
 and a sample with a ratio below 1 is closer to a training image than that one is to any other. `authenticity` is the
 share of samples with a ratio of at least 1. For a fresh draw y from the distribution of the training images all n + 1
 of them are exchangeable, so a ratio below 1 means that y and x are each other's nearest: with a density in d dimensions
-that has a probability of 2/3 (d = 1), 0.6215 (d = 2), falling towards 1/2. So copying is a share *above* that of
-held-out images, not above 0; and a share far below it says that samples are far from all images.
+that has a probability of 2/3 (d = 1), 0.6215 (d = 2), falling towards 1/2, and less where a few images are the nearest
+of many. So copying is a share *above* that of held-out images, not above 0; and a share far below it says that samples
+are far from all images.
 
 The ratio and not the feature likelihood divergence (Jiralerspong et al. 2023), whose kernel density needs held-out
 images to be fitted at all and mixes copying with quality in one number: this one needs none, is exact for each sample,
@@ -25,6 +26,8 @@ import numpy as np
 from jaxtyping import Float, Float64, Int, Shaped
 
 from warm_jax.metrics.scores import require_features
+
+_NUMBERS = 2**25  # of a set that are in float64 at once
 
 Rows = Shaped[np.ndarray, "n d"]
 
@@ -139,22 +142,29 @@ def nearest(samples: Rows, training: Shaped[np.ndarray, "m d"], k: int = 1, batc
     """
     require_features(samples, training)
     _require_neighbours(max(k, 1), **{"training images": len(training)})
-    indices = np.empty((len(samples), k), np.int64)
-    for rows, squared in _squared_distances(samples, training, batch):
-        some = np.argpartition(squared, k - 1, axis=1)[:, :k]
-        order = np.take_along_axis(squared, some, axis=1).argsort(axis=1, kind="stable")
-        indices[rows] = np.take_along_axis(some, order, axis=1)
-    found, which = np.unique(indices[:, 0], return_inverse=True)
-    own = np.empty(len(found))
-    for rows, squared in _squared_distances(training[found], training, batch):
-        here = training[found[rows]]
-        same = 1e-12 * np.square(here.astype(np.float64)).sum(axis=1, keepdims=True)  # rounding of |x|² + |y|² - 2 xy
-        squared[squared <= same] = np.inf  # itself, and others like it
-        own[rows] = _apart(here, training[squared.argmin(axis=1)])
+    indices = _search(samples, training, k, batch, np.full((len(samples), 1), -1.0))
     distances = np.stack([_apart(samples, training[indices[:, i]]) for i in range(k)], axis=1)
     order = distances.argsort(axis=1, kind="stable")
     indices, distances = (np.take_along_axis(array, order, axis=1) for array in (indices, distances))
+    found, which = np.unique(indices[:, 0], return_inverse=True)
+    centres = training[found]
+    same = 1e-12 * np.square(centres.astype(np.float64)).sum(axis=1, keepdims=True)  # rounding of |x|² + |y|² - 2 xy
+    own = _apart(centres, training[_search(centres, training, 1, batch, same)[:, 0]])
     return Nearest(indices, distances, own[which])
+
+
+def _search(x: np.ndarray, y: np.ndarray, k: int, batch: int, same: np.ndarray) -> Int[np.ndarray, "n k"]:
+    """Which k rows of `y` are nearest to each row of `x`, of those whose squared distance is above `same` `[n, 1]`."""
+    least, numbers = np.full((len(x), k), np.inf), np.zeros((len(x), k), np.int64)
+    block = max(k, _NUMBERS // x.shape[1])
+    for start in range(0, len(y), block):
+        for rows, squared in _squared_distances(x, y[start : start + block], batch):
+            squared[squared <= same[rows]] = np.inf
+            here = np.broadcast_to(start + np.arange(squared.shape[1]), squared.shape)
+            squared, here = (np.concatenate(pair, axis=1) for pair in ((least[rows], squared), (numbers[rows], here)))
+            some = np.argpartition(squared, k - 1, axis=1)[:, :k]
+            least[rows], numbers[rows] = (np.take_along_axis(array, some, axis=1) for array in (squared, here))
+    return numbers
 
 
 def _apart(x: np.ndarray, y: np.ndarray) -> Float64[np.ndarray, " n"]:
