@@ -37,12 +37,16 @@ ROOMS = (
     "main",
     "__main__",
 )
-PLOTS = ("analysis.plots", "analysis.sampling_plots", "analysis.solver_plots", "analysis.inspection")
+PLOTS = (
+    *("analysis.plots", "analysis.sampling_plots", "analysis.score_plots", "analysis.solver_plots"),
+    "analysis.inspection",
+)
 # Of the rooms that hold a mode's program beside its parts: the parts, which know neither programs nor configs.
 PARTS = {
     "analysis": [
-        "blocks", "charts", "colours", "contents", "corruption", "distances", "learning", "manifold", "markup", "plots",
-        "report", "sampling_plots", "sections", "solver_plots", "solvers", "spectra", "sweep",
+        "blocks", "charts", "colours", "contents", "corruption", "distances", "guided", "learning", "manifold",
+        "markup", "memorisation", "plots", "report", "sampling_plots", "score_plots", "sections", "solver_plots",
+        "solvers", "spectra", "sweep",
     ],
     "restoration": ["before_after", "estimation", "ledger", "limits", "photographs", "tiles"],
     "doctor": ["facts", "judge"],

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny
 
-from warm_jax.analysis import analyze, guided, memorisation, score_plots
+from warm_jax.analysis import analyze, memorisation, of_samples, score_plots
 from warm_jax.data import sources
 from warm_jax.experiments import experiment
 from warm_jax.runtime import checkpoint, workdirs
@@ -100,7 +100,7 @@ def test_guidance_by_weight_and_interval(tmp_path, images):
         assert np.isfinite(found["mean"]).all() and found["mean"][0, 0] == found["mean"][0, 1]
         assert len({*found["mean"].ravel()}) == 3
     assert len((tmp_path / "sweep.jsonl").read_text().splitlines()) == 2 + 4
-    assert guided.guided(analyze.prepare(config, tmp_path, "guidance", -1).subject.asked).nfe[1, 1] == 5
+    assert of_samples.guidance(analyze.prepare(config, tmp_path, "guidance", -1).subject.asked).nfe[1, 1] == 5
     assert len((tmp_path / "sweep.jsonl").read_text().splitlines()) == 6
 
 

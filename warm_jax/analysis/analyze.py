@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from warm_jax import api
-from warm_jax.analysis import figures, guided, memorisation, report, trained_models
+from warm_jax.analysis import figures, of_samples, report, trained_models
 from warm_jax.evaluation import reference
 from warm_jax.experiments import experiment
 from warm_jax.runtime import log, preemption, workdirs
@@ -172,8 +172,9 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, name: str, step: int, ema
     if name in figures.OF_SAMPLES:
         if config.analysis.models:
             raise ValueError(f"--analysis={name} is of the workdir's own run; leave analysis.models empty")
-        of_samples = {"memorisation": memorisation.prepare, "guidance": guided.prepare}
-        asked = of_samples[name](config, workdir, source, step, ema)
+        memory = name == "memorisation"
+        look = of_samples.prepare_memorisation if memory else of_samples.prepare_guidance
+        asked = look(config, workdir, source, step, ema)
         return Run(workdir, names, figures.Run(config, workdir, source, {}, asked=asked))
     models = _models(config, workdir, step, ema) if set(names) & set(_OF_MODELS) else {}
     subject = figures.Run(config, workdir, source, models)

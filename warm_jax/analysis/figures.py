@@ -22,6 +22,7 @@ from warm_jax.analysis import (
     learning,
     manifold,
     memorisation,
+    of_samples,
     solvers,
     spectra,
     sweep,
@@ -50,7 +51,7 @@ class Run:
     source: sources.Source
     models: trained_models.Models
     scoring: trained_models.Scoring | None = None  # None: models are not scored
-    asked: memorisation.Asked | guided.Asked | None = None  # of `OF_SAMPLES`
+    asked: of_samples.Memory | of_samples.Guidance | None = None  # of `OF_SAMPLES`
 
 
 def _images(run: Run, most: int) -> tuple[Float[np.ndarray, "n h w c"], np.ndarray]:
@@ -178,12 +179,12 @@ def make(run: Run, name: str) -> Iterator[tuple[str, dict[str, np.ndarray], Any,
             made = trained_models.departure(run.models, images, labels, settings)
             yield "manifold_models", made._asdict(), sampling_plots.manifold(made), _worst(made, "energy", "")
     elif name == "memorisation":
-        made = memorisation.memorisation(run.asked, run.source)
+        made = of_samples.memorisation(run.asked, run.source)
         pairs = zip(memorisation.SPACES, made.ratios, made.held_out, strict=True)
         sentence = "\n    ".join(f"{space}: {memorisation.verdict(*ratios)}" for space, *ratios in pairs)
         yield name, made._asdict(), score_plots.memorisation(made), sentence
     elif name == "guidance":
-        made = guided.guided(run.asked)
+        made = of_samples.guidance(run.asked)
         yield name, made._asdict(), score_plots.guided(made), guided.best(made)
     elif name == "solvers":
         ways, tables = _solvers(run)
