@@ -108,7 +108,7 @@ def test_guidance_by_weight_and_interval(tmp_path, images):
     ("name", "changes", "message"),
     [
         ("memorisation", {"analysis__held_out": "nowhere/x.zip"}, "nowhere/x.zip is not there"),
-        ("memorisation", {"analysis__held_out": "SEEN"}, "the training images themselves"),
+        ("memorisation", {"analysis__held_out": "SEEN"}, "the training images; name others"),
         ("memorisation", {"data__source": "bundled"}, "was trained on other images than bundled"),
         ("memorisation", {"analysis__models": ("x",)}, "is of the workdir's own run; leave analysis.models empty"),
         ("guidance", {}, "never saw an image without its class"),

@@ -53,7 +53,7 @@ def prepare_memorisation(
     reference.check_images(config, extractor)
     held_out = reference.open_images(config, spec, "name another with analysis.held_out") if spec else None
     if held_out is not None and held_out.fingerprint == source.fingerprint:
-        raise ValueError(f"analysis.held_out is {spec}, the training images themselves; name images that are not among")
+        raise ValueError(f"analysis.held_out is {spec}, the training images; name others, not trained on")
     workdirs.check_writable(workdir / "evaluations")
     emas = () if ema is None else (ema,)
     return Memory(shards.Run(config, workdir, extractor, None, sampling, 1, False, emas), held_out)
@@ -77,34 +77,32 @@ def _read(source: sources.Source, most: int) -> tuple[UInt8[np.ndarray, "n h w c
     return np.concatenate([source.read(part)[0] for part in parts]), chosen
 
 
-def _draw(asked: Memory) -> UInt8[np.ndarray, "n h w c"]:
-    """`analysis.samples` samples of the seeds from `eval.first` on."""
-    run, drawn = asked.judging, []
+def _draw(asked: Memory) -> tuple[UInt8[np.ndarray, "n h w c"], Float[np.ndarray, "n d"]]:
+    """`analysis.samples` samples of the seeds from `eval.first` on, at most 5,000, and their features.
+
+    In shards, as an evaluation keeps them.
+    """
+    run = asked.judging
     images = shards.Images(run, run.sampling.step, run.sampling.ema)
-    count = run.config.analysis.samples
-    bar = log.progress(count, unit="image", doing="sampling")
-    for chunk in images.chunks(run.config.eval.first, count):
-        if preemption.requested():
-            raise InterruptedError(preemption.requested())
-        drawn.append(chunk)
-        bar.update(len(chunk))
-    bar.close()
-    return np.concatenate(drawn)
+    count = min(run.config.analysis.samples, reference.PIXEL_IMAGES)
+    judged = shards.judge(run, images, run.config.eval.first, count)
+    if judged is None:
+        raise InterruptedError(preemption.requested())
+    return judged.pixels, judged.pool
 
 
 def memorisation(asked: Memory, source: sources.Source) -> memorised.Memorisation:
     """Draws samples and looks for the training images nearest to them. InterruptedError where a signal comes."""
-    samples = _draw(asked)
+    samples, features = _draw(asked)
     training, numbers = _read(source, MOST)
     held_out = samples[:0] if asked.held_out is None else _read(asked.held_out, len(samples))[0]
     log.say(f"nearest of {len(training):,} training images to {len(samples)} samples, {len(held_out)} held-out images")
 
-    def spaces(images: np.ndarray) -> list[np.ndarray]:
-        if not len(images):
-            return [np.zeros((0, asked.judging.extractor.dim)), np.zeros((0, training[0].size))]
-        return [_features(asked, images), images.reshape(len(images), -1)]
+    def spaces(images: np.ndarray, features: np.ndarray | None = None) -> list[np.ndarray]:
+        return [_features(asked, images) if features is None else features, images.reshape(len(images), -1)]
 
-    return memorised.compare(samples, training, numbers, *map(spaces, (samples, training, held_out)))
+    held = spaces(held_out) if len(held_out) else [features[:0], np.zeros((0, samples[0].size))]
+    return memorised.compare(samples, training, numbers, spaces(samples, features), spaces(training), held)
 
 
 # ── Guidance ──────────────────────────────────────────────────────────────────────────────────────────────────────────
