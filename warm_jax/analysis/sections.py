@@ -184,8 +184,8 @@ def scores(rows: list[dict]) -> Html:
     said = [plain(item) for row in rows if isinstance(row.get("cautions"), list) for item in row["cautions"]]
     notes = tag("ul", *(tag("li", item) for item in dict.fromkeys(said)), class_="fine") if said else ""
     told = (
-        "Lower is better, except for is, precision, recall, density, coverage and authenticity. Scores can be compared "
-        "only at the same count, features and reference."
+        "Lower is better, except for is, precision, recall, density and coverage; authenticity should be that of "
+        "held-out images. Scores can be compared only at the same count, features and reference."
     )
     alike = tag("p", "; ".join(f"{key} {value}" for key, value in shared.items()), class_="fine") if shared else ""
     return join(tag("p", told), alike, made, notes, _by_checkpoint(rows))
