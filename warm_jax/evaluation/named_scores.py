@@ -13,6 +13,7 @@ from warm_jax.metrics import extract, frechet, moments, neighbours, scores
 METRICS = ("fd", "fd_infinity", "kid", "is", "pr", "dc", "authenticity", "swd", "lsd")
 LEAST = {"pr": 4, "is": 10, "fd_infinity": 20}  # images that a metric cannot do without
 LEAST_OF_REFERENCE = {"kid": 2, "pr": 4, "dc": 6, "authenticity": 2}  # one more than the neighbours that are asked for
+_OF_FEATURES = ("kid", "pr", "dc", "authenticity")  # of the reference
 _PAIR = {"pr": ("precision", "recall"), "dc": ("density", "coverage")}
 
 
@@ -37,8 +38,9 @@ def of(run: Run, against: reference.Reference, judged: Judged) -> tuple[dict[str
     count, result = found.count, {}
     said = [*frechet.cautions(found, against.moments), *against.notes]
     for metric in run.config.eval.metrics:
-        of_pixels = metric in ("swd", "lsd")
-        if metric in reference.OF_IMAGES and (against.pixels if of_pixels else against.features) is None:
+        if (metric in _OF_FEATURES and against.features is None) or (
+            metric in ("swd", "lsd") and against.pixels is None
+        ):
             said.append(f"{metric} needs the reference's images: make it with --mode=stats, or name a source")
         elif metric == "fd":
             result[frechet.score_name("fid", name, count)] = frechet.frechet_distance(found, against.moments)

@@ -19,7 +19,7 @@ from warm_jax.weights import archives, tensors
 PIXEL_IMAGES = 5000  # at most so many images are compared pixel by pixel (swd, lsd)
 FEATURE_IMAGES = 10_000  # at most so many reference features are kept for scores of pairs; fd takes all images
 BATCH = "arr_0"  # the images in a reference batch of guided-diffusion
-OF_IMAGES = frozenset({"kid", "pr", "dc", "authenticity", "swd", "lsd"})  # scores that moments are not enough for
+OF_MOMENTS = frozenset({"fd", "fd_infinity", "is"})  # scores that need no more of the reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +169,7 @@ def with_images(config: ConfigDict, path: pathlib.Path, extractor: extract.Extra
     `keep`. ValueError where neither fits.
     """
     found, own = _fitting(config, path, extractor)
-    if found.batch and (not own or set(config.eval.metrics) & OF_IMAGES):
+    if found.batch and (not own or set(config.eval.metrics) - OF_MOMENTS):
         return _batch(config, path, found, extractor, keep, own)
     return found
 
