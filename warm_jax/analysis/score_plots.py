@@ -66,7 +66,7 @@ def _ratios(axes: Axes, space: str, ratios: np.ndarray, held: np.ndarray) -> Non
     axes.set_xticks([0.05, 0.1, 0.2, 0.5, 1, 2, 5], ["≤ 0.05", "0.1", "0.2", "0.5", "1", "2", "≥ 5"])
     axes.minorticks_off()
     axes.set(xlabel=f"ratio, in {space}", ylabel="share")
-    axes.set_title(textwrap.fill(verdict(ratios, held), 82), fontsize=9, loc="left")
+    axes.set_title(textwrap.fill(verdict(ratios, held), 68), fontsize=9, loc="left")
     axes.legend(fontsize=9, frameon=False, loc="upper left")
 
 
