@@ -75,7 +75,7 @@ def guided(made: Guided) -> Figure:
     figure = _figure(1.8 + 0.75 * len(made.weights))
     figure.suptitle(best(made), fontsize=11)
     axes = figure.subplots()
-    image = axes.imshow(made.mean, cmap="cividis", aspect="auto", origin="lower", norm="log")
+    image = axes.imshow(made.mean, cmap="cividis", aspect="auto", origin="lower")
     for (i, j), value in np.ndenumerate(made.mean):
         half = made.half[i, j]
         text = f"{rounding.with_error(value, half if half > 0 else None)}\nNFE {made.nfe[i, j]}"
