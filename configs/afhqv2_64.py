@@ -2,9 +2,9 @@
 
 AFHQv2's 15,803 images at 512² (github.com/clovaai/stargan-v2, afhq_v2), resized with Lanczos:
 
-    python -m warm_jax.main --config=configs/afhqv2_64.py --mode=prepare --images=folder:afhq_v2 \\
+    python -m warm_jax --config=afhqv2_64 --mode=prepare --images=folder:afhq_v2 \\
         --out=data/afhqv2-64x64.zip
-    python -m warm_jax.main --config=configs/afhqv2_64.py
+    python -m warm_jax --config=afhqv2_64
 
 EDM's own afhqv2-64x64.zip is read as it is.
 Published FID (50,000 samples, the best of three rounds, 79 evaluations): 1.96 hot (Karras et al. 2022); none for the
@@ -22,8 +22,8 @@ def get_config(system: str = "warm") -> ConfigDict:
     config = ffhq64.recipe(system)
     config.data.source = "zip:data/afhqv2-64x64.zip"
     config.data.instructions = (
-        "get afhq_v2 from github.com/clovaai/stargan-v2, then python -m warm_jax.main "
-        "--config=configs/afhqv2_64.py --mode=prepare --images=folder:afhq_v2 --out=data/afhqv2-64x64.zip"
+        "get afhq_v2 from github.com/clovaai/stargan-v2, then python -m warm_jax "
+        "--config=afhqv2_64 --mode=prepare --images=folder:afhq_v2 --out=data/afhqv2-64x64.zip"
     )
     config.model.dropout = 0.25
     return systems.published(config, system)

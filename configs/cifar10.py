@@ -1,8 +1,8 @@
 """CIFAR-10 at 32×32, unconditional: the paper's main experiment, EDM's DDPM++ recipe with blur and noise at BNR 0.5.
 
-    python -m warm_jax.main --config=configs/cifar10.py --config.data.download=True     # fetches CIFAR-10 first
-    python -m warm_jax.main --config=configs/cifar10.py        # warm, BNR 0.5
-    python -m warm_jax.main --config=configs/cifar10.py:hot    # EDM; systems.py has all names
+    python -m warm_jax --config=cifar10 --config.data.download=True     # fetches CIFAR-10 first
+    python -m warm_jax --config=cifar10        # warm, BNR 0.5
+    python -m warm_jax --config=cifar10:hot    # EDM; systems.py has all names
 
 | system | published FID, 50,000 samples | evaluations | source |
 |---|---|---|---|

@@ -1,7 +1,7 @@
 """CIFAR-10 at 32×32 with its ten classes, a tenth of them hidden, so that samples can be guided.
 
-    python -m warm_jax.main --config=configs/cifar10_conditional.py
-    python -m warm_jax.main --config=configs/cifar10_conditional.py --mode=sample --config.sample.guidance=1.5
+    python -m warm_jax --config=cifar10_conditional
+    python -m warm_jax --config=cifar10_conditional --mode=sample --config.sample.guidance=1.5
 
 Published FID (50,000 samples, the best of three rounds, 35 evaluations, no guidance, no class hidden in training): 1.79
 hot (Karras et al. 2022), 1.74 pfgmpp with D = 2048 (Xu et al. 2023); none for the others. For those numbers set

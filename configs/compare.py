@@ -1,6 +1,6 @@
 """All systems beside each other on the bundled images, in less than an hour on two CPU cores.
 
-    python -m warm_jax.main --config=configs/compare.py --mode=compare
+    python -m warm_jax --config=compare --mode=compare
 
 Fashion-MNIST at 28×28, class-conditional, a network of 267,000 parameters that sees 14×14 patches of 2×2 pixels, 1,000
 steps of 32 images for each system, 1,000 samples a score. The systems with many steps of their own are sampled in

@@ -1,8 +1,8 @@
 """The bundled images: Fashion-MNIST at 28×28, ten classes. Minutes on a laptop, to see the whole thing work.
 
-    python -m warm_jax.main --config=configs/fashion_mnist.py          # blur and noise (BNR 0.5)
-    python -m warm_jax.main --config=configs/fashion_mnist.py:hot      # noise alone: EDM; systems.py has all names
-    python -m warm_jax.main --config=configs/fashion_mnist.py --mode=sample --seeds=0-99
+    python -m warm_jax --config=fashion_mnist          # blur and noise (BNR 0.5)
+    python -m warm_jax --config=fashion_mnist:hot      # noise alone: EDM; systems.py has all names
+    python -m warm_jax --config=fashion_mnist --mode=sample --seeds=0-99
 
 The bundled file is Fashion-MNIST's *test* file, 10,000 images, used here for training: nobody's benchmark. For the full
 training set, name the folder of its IDX files: --config.data.source=idx:FOLDER.

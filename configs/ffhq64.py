@@ -2,9 +2,9 @@
 
 FFHQ's 70,000 PNG files at 1024² (github.com/NVlabs/ffhq-dataset, images1024x1024), resized with Lanczos:
 
-    python -m warm_jax.main --config=configs/ffhq64.py --mode=prepare --images=folder:images1024x1024 \\
+    python -m warm_jax --config=ffhq64 --mode=prepare --images=folder:images1024x1024 \\
         --out=data/ffhq-64x64.zip
-    python -m warm_jax.main --config=configs/ffhq64.py
+    python -m warm_jax --config=ffhq64
 
 EDM's own ffhq-64x64.zip is read as it is.
 Published FID (50,000 samples, the best of three rounds, 79 evaluations): 2.29 at BNR 0.5, 2.43 pfgmpp with D = 128,
@@ -30,8 +30,8 @@ def recipe(system: str) -> ConfigDict:
         config.process.augmented_dims = 128.0
     config.data.source = "zip:data/ffhq-64x64.zip"
     config.data.instructions = (
-        "get images1024x1024 from github.com/NVlabs/ffhq-dataset, then python -m warm_jax.main "
-        "--config=configs/ffhq64.py --mode=prepare --images=folder:images1024x1024 --out=data/ffhq-64x64.zip"
+        "get images1024x1024 from github.com/NVlabs/ffhq-dataset, then python -m warm_jax "
+        "--config=ffhq64 --mode=prepare --images=folder:images1024x1024 --out=data/ffhq-64x64.zip"
     )
     config.data.image_size = 64
     config.data.augment_probability = 0.15

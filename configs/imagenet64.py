@@ -2,10 +2,10 @@
 
 The 1,281,167 training images (image-net.org, ILSVRC2012: a folder a class), centre-cropped and resized with Lanczos:
 
-    python -m warm_jax.main --config=configs/imagenet64.py --mode=prepare --images=folder:ILSVRC2012/train \\
+    python -m warm_jax --config=imagenet64 --mode=prepare --images=folder:ILSVRC2012/train \\
         --out=data/imagenet-64x64.zip
-    python -m warm_jax.main --config=configs/imagenet64.py
-    python -m warm_jax.main --config=configs/imagenet64.py --mode=sample --config.sample.guidance=1.5
+    python -m warm_jax --config=imagenet64
+    python -m warm_jax --config=imagenet64 --mode=sample --config.sample.guidance=1.5
 
 EDM's own imagenet-64x64.zip is read as it is. A tenth of the classes is hidden in training, so that samples can be
 guided; EDM hides none (--config.data.label_dropout=0).
@@ -25,7 +25,7 @@ def get_config(system: str = "warm") -> ConfigDict:
     config = cifar10.recipe(system)
     config.data.source = "zip:data/imagenet-64x64.zip"
     config.data.instructions = (
-        "get ILSVRC2012 from image-net.org, then python -m warm_jax.main --config=configs/imagenet64.py "
+        "get ILSVRC2012 from image-net.org, then python -m warm_jax --config=imagenet64 "
         "--mode=prepare --images=folder:ILSVRC2012/train --out=data/imagenet-64x64.zip"
     )
     config.data.image_size = 64

@@ -1,15 +1,15 @@
 """Own images, of any kind and size: what depends on them and on the machine is chosen when the run is prepared.
 
     python -m warm_jax --mode=prepare --images=folder:photographs --image_size=64 --channels=3 --out=mine.zip
-    python -m warm_jax --config=configs/images.py --config.data.source=zip:mine.zip
-    python -m warm_jax --config=configs/images.py --mode=sample --seeds=0-63
+    python -m warm_jax --config=images --config.data.source=zip:mine.zip
+    python -m warm_jax --workdir=runs/images --mode=sample --seeds=0-63
 
 Every value that is unset below is chosen from the prepared set (count, size, channels, classes, standard deviation) and
-from the devices (kind, number, memory), printed with its reason, and stored in RUN/config.json, where later commands
-find it. Any of them can be given instead: --config.model.channels=64. The same command uses one GPU, the eight of a
-host, a TPU or a CPU. On GPUs and TPUs the recipes are the published ones by resolution: cifar10.py's up to 32 pixels,
-ffhq64.py's up to 64, one level more with each doubling; for 4,000 passes over the set, from 2 to 200 million images. On
-a CPU a small network is trained for minutes to tens of minutes.
+from the devices (kind, number, memory), and stored in RUN/config.json, where later commands find it; the main ones are
+printed with the reason. Any of them can be given instead: --config.model.channels=64. The same command uses one GPU,
+the eight of a host, a TPU or a CPU. On GPUs and TPUs the recipes are the published ones by resolution: cifar10.py's up
+to 32 pixels, ffhq64.py's up to 64, one level more with each doubling; for 4,000 passes over the set, from 2 to 200
+million images. On a CPU a small network is trained for 5 to 15 minutes of two quiet cores: a first try.
 
 After the colon one of warm (the default), amortised, hot, pfgmpp and ddpm. The other systems have constants that depend
 on the image size and no rule for it; copy one of the other configs for them.

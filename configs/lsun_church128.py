@@ -4,9 +4,9 @@ The LMDB of 126,227 images (github.com/fyu/lsun: church_outdoor_train_lmdb.zip),
 Lanczos; reading it needs `pip install .[lmdb]`:
 
     curl -LO http://dl.yf.io/lsun/scenes/church_outdoor_train_lmdb.zip && unzip church_outdoor_train_lmdb.zip
-    python -m warm_jax.main --config=configs/lsun_church128.py --mode=prepare \\
+    python -m warm_jax --config=lsun_church128 --mode=prepare \\
         --images=lmdb:church_outdoor_train_lmdb --out=data/lsun-church-128x128.zip
-    python -m warm_jax.main --config=configs/lsun_church128.py
+    python -m warm_jax --config=lsun_church128
 
 | system | published FID | evaluations | source |
 |---|---|---|---|
@@ -31,7 +31,7 @@ def get_config(system: str = "warm") -> ConfigDict:
     config.data.source = "zip:data/lsun-church-128x128.zip"
     config.data.instructions = (
         "curl -LO http://dl.yf.io/lsun/scenes/church_outdoor_train_lmdb.zip && unzip church_outdoor_train_lmdb.zip && "
-        "python -m warm_jax.main --config=configs/lsun_church128.py --mode=prepare "
+        "python -m warm_jax --config=lsun_church128 --mode=prepare "
         "--images=lmdb:church_outdoor_train_lmdb --out=data/lsun-church-128x128.zip"
     )
     config.data.image_size = 128

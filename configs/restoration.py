@@ -1,8 +1,8 @@
 """A model that restores photographs of any blur and noise, learnt from patches of photographs. An hour on a laptop.
 
     python benchmarks/patches.py --out=data/patches.zip FOLDER_OF_PHOTOGRAPHS [FOLDER …]
-    python -m warm_jax.main --config=configs/restoration.py
-    python -m warm_jax.main --config=configs/restoration.py --mode=restore --images=FOLDER --blur=1 --noise=25/255
+    python -m warm_jax --config=restoration
+    python -m warm_jax --config=restoration --mode=restore --images=FOLDER --blur=1 --noise=25/255
 
 Some forty photographs make fifty thousand patches of 32×32; take such as are like those to be restored. (Trained on
 CIFAR-10's thumbnails the same network restores thumbnails, and photographs worse than non-local means: what is small in

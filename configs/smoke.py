@@ -1,6 +1,6 @@
 """Everything that `fashion_mnist.py` does, in seconds: for tests, and to see whether an installation works.
 
-    python -m warm_jax.main --config=configs/smoke.py
+    python -m warm_jax --config=smoke
 
 Its samples look like nothing: the network is tiny and hardly trained.
 """

@@ -1,6 +1,6 @@
 """What tells one system's config from another's, for every data set: process, sampler, published recipe.
 
---config=configs/cifar10.py:NAME      NAME one of
+--config=cifar10:NAME      NAME one of
 
 warm            blur and noise at a constant blur-to-noise ratio: the paper's, and the default
 amortised       warm with a ratio drawn for each image; sampled at any --config.sample.bnr

@@ -5,7 +5,7 @@ set -euo pipefail
 usage() {
   cat <<'USAGE'
 Usage: launch/gke.sh --accelerator=ACCELERATOR --image=IMAGE --config=FILE --workdir=gs://… [flags]
-                     [-- flags of warm_jax.main]
+                     [-- flags of warm_jax]
 
 A TPU slice
   --accelerator=tpu-v5-lite-podslice | tpu-v6e-slice | tpu-v5p-slice | tpu-v4-podslice
@@ -63,7 +63,7 @@ while (($#)); do
       shift
       break
       ;;
-    *) fail "unexpected '$1'; flags are given as --flag=VALUE, those of warm_jax.main after -- (--help lists all)" ;;
+    *) fail "unexpected '$1'; flags are given as --flag=VALUE, those of warm_jax after -- (--help lists all)" ;;
   esac
   shift
 done

@@ -93,7 +93,7 @@ def main() -> int:
     )
     parser.add_argument("--grace", type=float, default=60, help="seconds for all to end after a signal (default 60)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and start nothing")
-    parser.add_argument("arguments", nargs="*", help="of warm_jax.main, after --")
+    parser.add_argument("arguments", nargs="*", help="of warm_jax, after --")
     given = parser.parse_args()
     if given.hosts < 1 or given.devices_per_host < 1:
         parser.error("--hosts and --devices-per-host must be at least 1")

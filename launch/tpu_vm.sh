@@ -4,7 +4,7 @@ set -euo pipefail
 
 usage() {
   cat <<'USAGE'
-Usage: launch/tpu_vm.sh COMMAND --name=NAME --zone=ZONE [flags] [-- flags of warm_jax.main]
+Usage: launch/tpu_vm.sh COMMAND --name=NAME --zone=ZONE [flags] [-- flags of warm_jax]
 
 Commands
   create   make the TPU VM (with --queued: wait in the queue until it is there)
@@ -89,7 +89,7 @@ while (($#)); do
       shift
       break
       ;;
-    *) fail "unexpected '$1'; flags are given as --flag=VALUE, those of warm_jax.main after -- (--help lists all)" ;;
+    *) fail "unexpected '$1'; flags are given as --flag=VALUE, those of warm_jax after -- (--help lists all)" ;;
   esac
   shift
 done

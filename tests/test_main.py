@@ -229,8 +229,8 @@ def assert_refused(result, *named):
 
 
 WRONG = {  # arguments after --config=configs/smoke.py, and what the answer names: value, limit, remedy
-    "misspelt key": ("--config.train.step=5", "step", 'Did you mean "steps" instead of "step"'),
-    "unknown section": ("--config.trian.steps=5", "trian", 'Did you mean "train"'),
+    "misspelt key": ("--config.train.step=5", "step", "did you mean --config.train.steps=5?"),
+    "unknown section": ("--config.trian.steps=5", "trian", "did you mean --config.train.steps=5?"),
     "unknown key": ("--config.train.zzz=5", "the config has no key", "zzz"),
     "wrong type": ("--config.train.steps=many", "train.steps", "many", "int"),
     "half a step": ("--config.train.steps=1.5", "train.steps", "1.5", "int"),

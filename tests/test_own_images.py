@@ -16,18 +16,18 @@ from PIL import Image
 from configs import cifar10, fashion_mnist, ffhq64, images, lsun_church128
 from warm_jax.cli import modes
 from warm_jax.data import sources
-from warm_jax.experiments import automatic, experiment
+from warm_jax.experiments import automatic, experiment, recipes
 from warm_jax.runtime import host, workdirs
 
 ROOT = pathlib.Path(__file__).parent.parent
-PHOTOS = automatic.Images("zip:mine.zip", 70_000, 64, 64, 3, 0, 0.5)
-GPUS = automatic.Machine("gpu", 8, 80 * 2**30)
-LAPTOP = automatic.Machine("cpu", 2, 0)
+PHOTOS = recipes.Images("zip:mine.zip", 70_000, 64, 64, 3, 0, 0.5)
+GPUS = recipes.Machine("gpu", 8, 80 * 2**30)
+LAPTOP = recipes.Machine("cpu", 2, 0)
 
 
 def chosen(shape=(64, 64), machine=GPUS, given=None, **facts):
     photos = PHOTOS._replace(height=shape[0], width=shape[1], **facts)
-    return {key: value for key, (value, _) in automatic.choose(photos, machine, given or {}).items()}
+    return {key: value for key, (value, _) in recipes.choose(photos, machine, given or {}).items()}
 
 
 @pytest.mark.parametrize(
@@ -70,10 +70,10 @@ def test_the_batch_divides_over_the_devices(devices):
 
 def test_accumulation_is_by_memory():
     """Twice the pixels of FFHQ-64 are some 0.6 GiB an image: 256 of them fit into no 16 GiB, 32 do not either."""
-    parts = [chosen((128, 128), machine=automatic.Machine("gpu", n, m * 2**30))["train.accumulation"]
+    parts = [chosen((128, 128), machine=recipes.Machine("gpu", n, m * 2**30))["train.accumulation"]
              for n, m in ((1, 16), (1, 80), (8, 16), (8, 80))]  # fmt: skip
     assert parts[0] > parts[1] > parts[3] == 1 and parts[0] > parts[2] > 1
-    assert chosen((128, 128), machine=automatic.Machine("gpu", 1, 0))["train.accumulation"] == parts[0]  # unknown: 16
+    assert chosen((128, 128), machine=recipes.Machine("gpu", 1, 0))["train.accumulation"] == parts[0]  # unknown: 16
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (32, 32), (48, 64), (50, 50), (64, 64), (128, 128), (256, 256)])
@@ -221,7 +221,10 @@ def test_configs_that_say_all_are_left_alone(tmp_path):
     ("change", "message"),
     [
         ({}, "data.source is unset; name the prepared images, --config.data.source=zip:FILE.zip"),
-        ({"data.source": "zip:missing.zip"}, "missing.zip is not there .*Name another with --config.data.source"),
+        (
+            {"data.source": "zip:missing.zip"},
+            "missing.zip is not there; make it with --mode=prepare, or name another with --config.data.source",
+        ),
     ],
 )
 def test_bad_input(tmp_path, change, message):
@@ -234,6 +237,42 @@ def test_bad_input(tmp_path, change, message):
 def test_values_that_nothing_fills_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"seed|data\.num_classes is unset; give it with --config\.data\.num_classes"):
         experiment.build(images.get_config())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("process.bnr", -1.0, "process.bnr is -1.0; it must be from 0 to 10,000"),
+        ("train.batch_size", 0, "train.batch_size is 0; it must be from 1"),
+        ("train.batch_size", 33, r"33 does not divide over 2 device\(s\) .*; use 32 or 34"),
+        ("data.image_size", 32, r"is 16×16 pixels, not 32×32 .*--mode=prepare"),
+        ("data.num_classes", 5, "data.num_classes is 5, .* has 3 classes; set it to 3"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_it_is_said_what_was_chosen(tmp_path, capsys, key, value, message):
+    config = images.get_config()
+    config.update_from_flattened_dict({"data.source": source(tmp_path / "a.npz"), key: value})
+    with pytest.raises(ValueError, match=message):
+        automatic.settle(config, tmp_path, LAPTOP)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("side", [16, 32, 48, 64, 128, 250, 256])
+def test_a_first_training_on_a_cpu_is_bounded(side):
+    """By its convolutions: at 64 channels they cost four times those at 32, on a grid of side / patch."""
+    found = chosen((side, side), LAPTOP)
+    grid, widths = (side / found["model.patch_size"]) ** 2, found["model.channels"] ** 2
+    work = found["train.steps"] * host.CPU_BATCH * grid * widths
+    assert work <= 38_400 * 16**2 * 64**2
+    assert found["train.steps"] == {16: 1800, 32: 1800, 256: 300}.get(side, found["train.steps"])
+
+
+def test_what_is_said_is_short(tmp_path, capsys):
+    config = images.get_config()
+    config.data.source = source(tmp_path / "a.npz", (256, 256, 3))
+    automatic.settle(config, tmp_path, LAPTOP)
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) <= 9 and "--config.train.steps=N" in said and "--image_size=64" in said
 
 
 def test_no_rule_for_sizes_no_system():

@@ -107,7 +107,7 @@ def test_some_are_missing(monkeypatch):
     assert type(first) is type(other) is TimeoutError and str(first) == str(other)
     assert "of 4 processes 1, 3 did not come" in str(first) and "within 1 s" in str(first)
     for number in (1, 3):
-        assert f"python -m warm_jax.main '--config=a b.py' --process={number}" in str(first)
+        assert f"python -m warm_jax '--config=a b.py' --process={number}" in str(first)
     assert time.monotonic() - began < 5
 
 
@@ -115,7 +115,7 @@ def test_nobody_at_the_coordinator(monkeypatch):
     monkeypatch.setattr("sys.argv", ["main.py", "--process=1"])
     (error,) = meet([{}], processes=2, seconds=0.5, numbers=[1])
     assert type(error) is TimeoutError and "process 1 of 2 found no process 0 at localhost:" in str(error)
-    assert str(error).endswith("start it there with: python -m warm_jax.main --process=0")
+    assert str(error).endswith("start it there with: python -m warm_jax --process=0")
 
 
 def test_two_of_one_number():

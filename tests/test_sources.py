@@ -239,16 +239,18 @@ def test_odd_images_are_named_or_skipped(tmp_path, caplog, what, write):
     content, message = odd_images()[what]
     contents = pngs() | {"00000/img00000002.png": content}
     spec = write(tmp_path / "set", contents, list(zip(names(), LABELS, strict=True)))
-    source = open_source(spec)
+    opened = []
     with pytest.raises(ValueError, match=message) as caught:
-        source.read(np.arange(6))
+        opened.append(open_source(spec))
+        opened[0].read(np.arange(6))
     assert "00000/img00000002.png" in one_line(caught)
+    assert bool(opened) == what.startswith("truncated"), "what a header shows is found before"
     source = open_source(spec, on_error="skip")
     pixels, labels = source.read(np.arange(5))
     np.testing.assert_array_equal(pixels, np.delete(COLOUR, 2, axis=0))
     assert labels.tolist() == [4, 0, 1, 2, 0] and source.num_classes == 5
     assert len(source.skipped) == 1 and "img00000002.png" in source.skipped[0]
-    assert source.fingerprint != open_source(spec).fingerprint
+    assert source.fingerprint != open_items(spec).fingerprint
     assert "skipped 1 of 6 images" in caplog.text and "img00000002.png" in caplog.text
 
 
@@ -267,7 +269,7 @@ def test_sizes_and_channels_that_differ(tmp_path, caplog):
     contents = pngs() | {"00001/img00000005.png": encode(COLOUR[5, :7])}
     spec = write_zip(tmp_path / "mixed.zip", contents)
     with pytest.raises(ValueError, match=r"img00000005.png: is 7×10 pixels, not 8×10 .*--mode=prepare"):
-        open_source(spec).read(np.arange(6))
+        open_source(spec)
     assert open_source(spec, on_error="skip").image_shape == (8, 10, 3)
     assert "7×10" in caplog.text
     with pytest.raises(ValueError, match=r"is 8×10 pixels, not 32×32 .*--mode=prepare --images=zip:"):
@@ -436,7 +438,9 @@ def test_linked_folders_and_broken_links(tmp_path, caplog):
     (top / "d").symlink_to(tmp_path / "unmounted")  # it may have been a class
     (top / "c.png").symlink_to("c.png")
     (top / "notes.md").symlink_to("nowhere")
-    with pytest.raises(ValueError, match=r"c.png: cannot be read \(.*repair the link.*data.on_error=skip; and 1 more"):
+    with pytest.raises(
+        ValueError, match=r"c.png: cannot be read \(.*repair the link.*data.on_error=skip .*; and 1 more"
+    ):
         open_source(spec)
     source = open_source(spec, on_error="skip")
     np.testing.assert_array_equal(source.read(np.arange(3))[0], COLOUR[:3])
@@ -509,7 +513,7 @@ def test_the_command_that_prepares_is_one_that_can_be_typed(tmp_path, monkeypatc
     folder = tmp_path / "my photos"
     write_folder(folder, {f"{i}.jpg": encode(COLOUR[i], "JPEG") for i in range(3)})
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"run once: python -m warm_jax.main") as caught:
+    with pytest.raises(ValueError, match=r"run once: python -m warm_jax --mode=prepare") as caught:
         open_source(str(folder), image_size=4, channels=1)
     command, _, rest = str(caught.value).partition("run once: ")[2].partition(" and then use ")
     asked = dict(word.removeprefix("--").split("=", 1) for word in shlex.split(command)[3:])
@@ -525,9 +529,8 @@ def test_sizes_that_differ_where_none_is_wished(tmp_path, monkeypatch):
     photos = {f"{i}.png": encode(RANDOM.randint(0, 256, (*s, 3)).astype(np.uint8)) for i, s in enumerate(shapes)}
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "photos", photos)
-    source = open_source("photos")
     with pytest.raises(ValueError, match=r"photos: 1.png: is 102×185 pixels, not 70×90 as 0.png; run once: ") as caught:
-        source.read(np.arange(3))
+        open_source("photos")
     assert "--image_size=64 --out=data/photos-64x64.zip" in str(caught.value)
     assert "FILE.py" not in str(caught.value) and "--channels" not in str(caught.value)
 

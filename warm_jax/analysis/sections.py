@@ -281,7 +281,7 @@ def environment(contents: Contents) -> Html:
         pairs(contents.environment, "pairs columns"),
     ]
     if contents.config:
-        command = "python -m warm_jax.main --config=FOLDER/again.py --workdir=NEW"
+        command = "python -m warm_jax --config=FOLDER/again.py --workdir=NEW"
         parts += [
             tag("h3", "To train the same again"),
             tag("p", "All values are in config.json. Save this beside it, in the same FOLDER, as again.py:"),

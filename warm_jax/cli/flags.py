@@ -1,6 +1,7 @@
 """The flags: which there are, how they are read, and what is said of wrong ones."""
 
 import dataclasses
+import difflib
 import importlib.metadata
 import pathlib
 import platform
@@ -43,6 +44,31 @@ class _Named(flags.ArgumentParser):
         return Chosen(argument)
 
 
+class _Size(overrides.Whole):
+    """64, or HEIGHTxWIDTH: 48x64."""
+
+    def convert(self, argument: int | str) -> int | tuple[int, int]:
+        """A side, or height and width where they differ; ValueError for what is neither."""
+        both = re.fullmatch(r"(\d+)[x×](\d+)", argument) if isinstance(argument, str) else None
+        if both:
+            height, width = int(both[1]), int(both[2])
+            return height if height == width else (height, width)
+        try:
+            return super().convert(argument)
+        except ValueError:
+            raise ValueError("give a side in pixels, as 64, or HEIGHTxWIDTH, as 48x64") from None
+
+
+class _Sizes(flags.ArgumentSerializer):
+    def serialize(self, value: int | tuple[int, int]) -> str:
+        """As `_Size` reads it."""
+        return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _whole(name: str, default: int | None, text: str) -> flags.FlagHolder[int]:
+    return flags.DEFINE(overrides.Whole(), name, default, text, serializer=flags.ArgumentSerializer())
+
+
 CONFIG = flags.DEFINE(
     _Named(),
     "config",
@@ -69,7 +95,7 @@ NPZ_NAMES = flags.DEFINE_enum(
     "How the arrays of --out=FILE.npz are called: images, labels; or arr_0, arr_1, as guided-diffusion's tools read "
     "them (arr).",
 )
-CHECKPOINT = flags.DEFINE_integer("checkpoint", -1, "Step of the checkpoint to take; -1: the latest.")
+CHECKPOINT = _whole("checkpoint", -1, "Step of the checkpoint to take; -1: the latest.")
 EMA = flags.DEFINE_list(
     "ema",
     [],
@@ -84,7 +110,7 @@ NOISE = flags.DEFINE_string(
 ESTIMATE = flags.DEFINE_enum(
     "estimate", "mean", ["mean", "sample"], "The posterior mean, or --count draws from the posterior (sample)."
 )
-COUNT = flags.DEFINE_integer("count", 4, "How many draws of each image, with --estimate=sample.")
+COUNT = _whole("count", 4, "How many draws of each image, with --estimate=sample.")
 ADD_NOISE = flags.DEFINE_bool("add_noise", False, "Add noise, where the model knows such a blur only with more of it.")
 PROTOCOL = flags.DEFINE_enum(
     "protocol",
@@ -100,10 +126,14 @@ ANALYSIS = flags.DEFINE_string(
     "spectra, corruption, learning, manifold, sweep, solvers, "
     "report (a page of the workdir) or all; or memorisation or guidance, of a checkpoint's samples.",
 )
-IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Side to resize to; default: the config's, or as it is.")
-CHANNELS = flags.DEFINE_integer(
-    "channels", None, "1 grey or 3 RGB; default: the config's; or grey, if all images are, else RGB."
+IMAGE_SIZE = flags.DEFINE(
+    _Size(),
+    "image_size",
+    None,
+    "Side to resize to, or HEIGHTxWIDTH; default: the config's, or as it is.",
+    serializer=_Sizes(),
 )
+CHANNELS = _whole("channels", None, "1 grey or 3 RGB; default: the config's; or grey, if all images are, else RGB.")
 CROP = flags.DEFINE_enum("crop", "center", ["center", "none"], "How to make images square: center, or none.")
 ON_ERROR = flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "What to do with broken images: raise or skip.")
 TOPOLOGY = flags.DEFINE_string(
@@ -127,10 +157,10 @@ PLATFORMS = flags.DEFINE_list(
 COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "HOST:PORT of process 0, where Slurm or TPU metadata do not say it; or WARM_JAX_COORDINATOR."
 )
-PROCESSES = flags.DEFINE_integer(
+PROCESSES = _whole(
     "processes", 0, "How many processes there are, or WARM_JAX_PROCESSES; 1: only this one, whatever Slurm says."
 )
-PROCESS = flags.DEFINE_integer("process", -1, "Which of the processes this is, from 0; or WARM_JAX_PROCESS.")
+PROCESS = _whole("process", -1, "Which of the processes this is, from 0; or WARM_JAX_PROCESS.")
 START_SECONDS = flags.DEFINE_float("start_seconds", 300, "How long to wait for the other processes.", lower_bound=1)
 VERSION = flags.DEFINE_bool("version", False, "Say the versions of warm_jax, JAX, Flax and Python, and end.")
 TRAJECTORY_SEEDS = "0-5"  # where --seeds does not say others
@@ -184,7 +214,7 @@ def _parse(argv: list[str]) -> list[str]:
     unknown = [argument for argument in rest[1:] if re.match(r"--?[A-Za-z_]", argument)]
     unknown = [argument for argument in unknown if not overrides.PATTERN.match(argument)]
     if unknown:
-        flags.FLAGS([argv[0], *unknown])  # raises, with the flag that may be meant
+        raise flags.Error(_no_flag(unknown[0]))
     check_flags(MODE.value)
     if pathlib.Path(WORKDIR.value).is_file():
         raise flags.Error(f"--workdir={WORKDIR.value} is a file; a workdir is a folder")
@@ -228,6 +258,19 @@ def _no_config(mode: str, workdir: pathlib.Path | None, changes: list[str]) -> s
     runs = sorted(str(path.parent) for path in pathlib.Path("runs").glob("*/config.json"))
     found = f", here {', '.join(runs[:8])}{', …' if len(runs) > 8 else ''}" if runs else ""
     return f"neither --config nor --workdir is given: give {by_name}, or --workdir=RUN of a run that is there{found}"
+
+
+def _no_flag(argument: str) -> str:
+    """What is said of a flag that there is not: which one, or which key of a config, may be meant."""
+    name, _, value = argument.lstrip("-").partition("=")
+    near = [f"--{one}" for one in difflib.get_close_matches(name, flag_table.READ_BY, n=1, cutoff=0.7)]
+    try:
+        like = config_files.load(CONFIG.value.name if CONFIG.value else config_files.TEMPLATE)
+    except (ValueError, OSError):
+        like = config_files.load(config_files.TEMPLATE)
+    keys = overrides.changing(name, like, value)
+    meant = " or ".join([*near, keys] if keys else near)
+    return f"{argument}: no such flag; {f'did you mean {meant}?' if meant else '--help lists the flags'}"
 
 
 def _versions() -> str:

@@ -35,14 +35,14 @@ def _inspect(config: ConfigDict | None, workdir: pathlib.Path) -> Callable[[], i
 def _settle(mode: str, config: ConfigDict, workdir: pathlib.Path, quiet: bool = False) -> None:
     """Fetches what `data.download` asks for, and fills in what the config leaves to the images and the machine."""
     from warm_jax.accelerators import topology
-    from warm_jax.experiments import automatic
+    from warm_jax.experiments import automatic, recipes
 
     machine = None  # this one
     if mode != "preflight":
         automatic.fetch(config)
     else:
         target = topology.parse(flags.TOPOLOGY.value)[0]
-        machine = automatic.Machine(
+        machine = recipes.Machine(
             target.chip.platform, target.devices, int(target.chip.usable * (target.chip.memory or 0))
         )
     automatic.settle(config, workdir, machine, quiet)

@@ -24,6 +24,7 @@ from warm_jax.data import arrays
 MAX_PIXELS = 1 << 26
 MAX_BYTES = 1 << 29
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
+SKIP = "leave it out with --config.data.on_error=skip (of prepare: --on_error=skip)"
 
 _ORIENTATION = 0x0112  # EXIF's tag
 
@@ -40,7 +41,7 @@ def open_picture(content: bytes | np.ndarray, name: str, load: bool = True) -> I
     if isinstance(content, np.ndarray):
         return Image.fromarray(content[..., 0] if content.shape[-1] == 1 else content)
     if len(content) > MAX_BYTES:
-        raise ValueError(f"{name}: {len(content)} bytes, the limit is {MAX_BYTES}; replace it, or data.on_error=skip")
+        raise ValueError(f"{name}: {len(content)} bytes, the limit is {MAX_BYTES}; replace it, or {SKIP}")
     try:
         picture = Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP"))
         size = picture.size
@@ -49,15 +50,11 @@ def open_picture(content: bytes | np.ndarray, name: str, load: bool = True) -> I
             picture.load()
     except Exception as error:  # on broken files Pillow raises OSError, SyntaxError, ValueError, struct.error, …
         found = _reason(error)
-        raise ValueError(
-            f"{name}: not a readable PNG, JPEG or WebP ({found}); replace it, or data.on_error=skip"
-        ) from error
+        raise ValueError(f"{name}: not a readable PNG, JPEG or WebP ({found}); replace it, or {SKIP}") from error
     if size[0] * size[1] > MAX_PIXELS:
-        raise ValueError(
-            f"{name}: {size[0]}×{size[1]} pixels, the limit is {MAX_PIXELS} in all; shrink it, or data.on_error=skip"
-        )
+        raise ValueError(f"{name}: {size[0]}×{size[1]} pixels, the limit is {MAX_PIXELS} in all; shrink it, or {SKIP}")
     if animated:
-        raise ValueError(f"{name}: animated; save one frame of it, or data.on_error=skip")
+        raise ValueError(f"{name}: animated; save one frame of it, or {SKIP}")
     return picture
 
 
@@ -68,20 +65,32 @@ def decode(content: bytes | np.ndarray, name: str) -> UInt8[np.ndarray, "h w c"]
             raise UnpreparedError(f"{name}: {content.dtype}{list(content.shape)}, not uint8 of 1 or 3 channels")
         return content
     picture = open_picture(content, name)
+    channels = _channels(content, picture, name)
+    if picture.mode in ("1", "P"):
+        picture = picture.convert("L" if channels == 1 else "RGB")
+    pixels = np.asarray(picture)
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def shape(content: bytes | np.ndarray, name: str) -> tuple[int, int, int]:
+    """Height, width and channels of what `decode` returns, by the header alone; raises as it does."""
+    if isinstance(content, np.ndarray):
+        return decode(content, name).shape
+    picture = open_picture(content, name, load=False)
+    return picture.height, picture.width, _channels(content, picture, name)
+
+
+def _channels(content: bytes, picture: Image.Image, name: str) -> int:
+    """1 or 3; UnpreparedError for a picture whose pixels are not to be taken as they are stored."""
     if (turned := _orientation(picture)) != 1:
         raise UnpreparedError(f"{name}: is stored turned or mirrored (EXIF orientation {turned})")
     if _is_deep_png(content) or picture.mode.startswith(("I", "F")):
         raise UnpreparedError(f"{name}: more than 8 bits a channel")
     if picture.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in picture.info:
         raise UnpreparedError(f"{name}: has transparency ({picture.mode})")
-    if picture.mode == "1":
-        picture = picture.convert("L")
-    elif picture.mode == "P":
-        picture = picture.convert("RGB")
-    elif picture.mode not in ("L", "RGB"):
+    if picture.mode not in ("1", "L", "P", "RGB"):
         raise UnpreparedError(f"{name}: colour mode {picture.mode}, not grey or RGB")
-    pixels = np.asarray(picture)
-    return pixels if pixels.ndim == 3 else pixels[..., None]
+    return 1 if picture.mode in ("1", "L") else 3
 
 
 def convert(content: bytes | np.ndarray, name: str, channels: int | None) -> Image.Image:
@@ -91,9 +100,7 @@ def convert(content: bytes | np.ndarray, name: str, channels: int | None) -> Ima
         try:
             picture = ImageOps.exif_transpose(picture)
         except Exception as error:  # broken EXIF: struct.error, SyntaxError, …
-            raise ValueError(
-                f"{name}: broken EXIF ({arrays.reason(error)}); replace it, or data.on_error=skip"
-            ) from error
+            raise ValueError(f"{name}: broken EXIF ({arrays.reason(error)}); replace it, or {SKIP}") from error
     if picture.mode in ("I;16", "I;16B", "I;16L"):
         picture = Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
     if picture.mode in ("I", "F"):
@@ -123,7 +130,7 @@ def _is_deep_png(content: bytes) -> bool:
 def _orientation(picture: Image.Image) -> int:
     """EXIF's, 1 to 8; 1, as it is stored, also where the EXIF data are broken."""
     try:
-        found = picture.getexif().get(_ORIENTATION, 1)
+        found = Image.Image.getexif(picture).get(_ORIENTATION, 1)  # a PNG's own would decode its pixels first
     except Exception:  # struct.error, SyntaxError, …
         return 1
     return found if found in range(1, 9) else 1

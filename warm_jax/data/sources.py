@@ -15,12 +15,14 @@ A PATH may be gs://BUCKET/… where the bucket is mounted (see `buckets`).
 
 import collections
 import dataclasses
+import difflib
 import hashlib
 import logging
 import pathlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
@@ -51,7 +53,10 @@ _SIGNS = {
     "data_batch_1.bin": "cifar10",
     "dataset_info.json": "tfds",
 }  # of a folder: what lies in it
-_SIDES = (32, 64, 128, 256, 512)  # that are suggested
+_SIDES = (32, 64)  # that are suggested, for a first training
+_HEADERS = 1000  # images whose headers are read when a source is opened
+
+Found = TypeVar("Found")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,13 +98,15 @@ class Decoded:
         pixels = np.empty((len(indices), *self.image_shape), np.uint8)
         labels = np.empty(len(indices), np.int32)
         for row, index in enumerate(self.kept[indices].tolist()):
-            found, labels[row] = _pixels(self.items, index, self.size, self.channels)
+            content, labels[row] = self.items.get(index)
+            found = _told(decoding.decode, content, self.items, index, self.size, self.channels)
             if found.shape != self.image_shape:
-                self._refuse(index, found.shape)
+                self.refuse(index, found.shape)
             pixels[row] = found
         return pixels, labels
 
-    def _refuse(self, index: int, shape: tuple[int, ...]) -> None:
+    def refuse(self, index: int, shape: tuple[int, ...]) -> None:
+        """Raises ValueError: the image at `index` of the items has another shape, `shape`."""
         name = f"{self.spec}: {self.items.name(index)}"
         _check_shape(name, shape, self.size, self.channels, self.items)
         (height, width, depth), first = self.image_shape, self.items.name(int(self.kept[0]))
@@ -115,7 +122,8 @@ def open_source(
     """The images that `spec` names.
 
     With `image_size` (one side, or height and width) or `channels` the images must have just that: nothing is
-    resized here. A broken image, or one of another shape, raises ValueError when it is read. With `on_error="skip"`
+    resized here. A broken image, or one of another shape, raises ValueError when it is read, and already now where the
+    header shows it: of a folder or zip without manifest up to 1,000 are looked at. With `on_error="skip"`
     all images are decoded once now, and those are left out, counted and named in a warning and in `.skipped`.
     ValueError or OSError, in one line, for anything that is not there or not right.
     """
@@ -126,16 +134,18 @@ def open_source(
     if problems and on_error == "raise":
         name, problem = next(iter(problems.items()))
         more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
-        raise ValueError(f"{items.spec}: {folders.printable(name)}: {problem}, or data.on_error=skip{more}")
+        raise ValueError(f"{items.spec}: {folders.printable(name)}: {problem}, or {decoding.SKIP}{more}")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if isinstance(items, arrays.Arrays):
         _check_shape(items.spec, items.image_shape, size, channels, items)
         return items
     if on_error == "skip":
         return _skipping(items, size, channels)
-    pixels, _ = _pixels(items, 0, size, channels)
-    _check_shape(f"{items.spec}: {items.name(0)}", pixels.shape, size, channels, items)
-    return Decoded(items, pixels.shape, np.arange(len(items)), (), size, channels)
+    shape = _told(decoding.decode, items.get(0)[0], items, 0, size, channels).shape
+    _check_shape(f"{items.spec}: {items.name(0)}", shape, size, channels, items)
+    source = Decoded(items, shape, np.arange(len(items)), (), size, channels)
+    _check_headers(source)
+    return source
 
 
 def open_items(spec: str) -> Items:
@@ -173,24 +183,57 @@ def _kind(spec: str) -> tuple[str, str]:
         return known[0], spec
     if spec and path.exists():
         raise ValueError(f"{spec}: no kind of source is known by such a name; say it, as one of {_KINDS}")
+    near = difflib.get_close_matches(path.name, _names(path.parent), n=1) if spec else []
+    meant = f"did you mean {path.with_name(near[0])}? A source is" if near else "it must be"
     if "/" in spec:
-        raise FileNotFoundError(f"no such file or folder: {spec!r}; it must be one of {_KINDS}")
-    raise ValueError(f"no such data source: {spec!r}; it must be one of {_KINDS}")
+        raise FileNotFoundError(f"no such file or folder: {spec!r}; {meant} one of {_KINDS}")
+    raise ValueError(f"no such data source: {spec!r}; {meant} one of {_KINDS}")
+
+
+def _names(folder: pathlib.Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return []
 
 
 def _path(text: str) -> pathlib.Path:
     return buckets.local(text).expanduser()
 
 
-def _pixels(
-    items: Items, index: int, size: tuple[int, int] | None, channels: int | None
-) -> tuple[UInt8[np.ndarray, "h w c"], int]:
-    """An image of any shape, and its class; ValueError, with the command that helps, where training cannot read it."""
-    content, label = items.get(index)
+def _told(
+    look: Callable[[bytes | np.ndarray, str], Found],
+    content: bytes | np.ndarray,
+    items: Items,
+    index: int,
+    size: tuple[int, int] | None,
+    channels: int | None,
+) -> Found:
+    """What `look` finds of an image; ValueError, with the command that helps, where training cannot read it."""
     try:
-        return decoding.decode(content, f"{items.spec}: {items.name(index)}"), label
+        return look(content, f"{items.spec}: {items.name(index)}")
     except decoding.UnpreparedError as error:
         raise ValueError(f"{error}; {_remedy(items, size, channels)}") from error
+
+
+def _check_headers(source: Decoded) -> None:
+    """Raises ValueError for a file that reading will refuse, of up to a thousand of a folder or zip, by their headers.
+
+    What `prepare` wrote is equal, and its manifest says so.
+    """
+    items = source.items
+    if not isinstance(items, files.Files) or manifest.beside(items.path).is_file():
+        return
+
+    def look(index: int) -> None:
+        shape = _told(decoding.shape, items.get(index)[0], items, index, source.size, source.channels)
+        if shape != source.image_shape:
+            source.refuse(index, shape)
+
+    chosen = np.unique(np.linspace(0, len(items) - 1, min(len(items), _HEADERS)).astype(int)).tolist()
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(look, chosen):
+            pass
 
 
 def _skipping(items: Items, size: tuple[int, int] | None, channels: int | None) -> Decoded:
@@ -266,11 +309,9 @@ def suited(sides: Sequence[int]) -> tuple[int, int]:
 
 
 def preparing(spec: str, size: tuple[int, int], channels: int | None) -> tuple[str, str]:
-    """Where prepared images go, and the command that makes them. Sides that differ are said by the config."""
+    """Where prepared images go, and the command that makes them."""
     name = pathlib.PurePath(spec.rpartition(":")[2].rstrip("/")).name.partition(".")[0] or "images"
-    out = f"data/{name}-{size[0]}x{size[1]}.zip"
-    shape = [f"--image_size={size[0]}"] if size[0] == size[1] else ["--config=FILE.py"]
+    out, (height, width) = f"data/{name}-{size[0]}x{size[1]}.zip", size
+    shape = [f"--image_size={height}" if height == width else f"--image_size={height}x{width}"]
     shape += [f"--channels={channels}"] if channels else []
-    return out, shlex.join(
-        ["python", "-m", "warm_jax.main", "--mode=prepare", f"--images={spec}", *shape, f"--out={out}"]
-    )
+    return out, shlex.join(["python", "-m", "warm_jax", "--mode=prepare", f"--images={spec}", *shape, f"--out={out}"])

@@ -23,7 +23,7 @@ _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 # A wheel has them inside of the package, where they are in nobody's way; a checkout beside it.
 SHIPPED = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 _MODULE = "__config__"  # under which a config file is read
-_TEMPLATE = "fashion_mnist"  # the shipped config that has every section
+TEMPLATE = "fashion_mnist"  # the shipped config that has every section
 
 
 # ── Which file ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -209,7 +209,7 @@ def template(config: ConfigDict) -> ConfigDict:
     system = config.process.system
     if not isinstance(system, str):
         raise ValueError(f"process.system is {system!r}")
-    return load(f"{SHIPPED / f'{_TEMPLATE}.py'}:{system}")
+    return load(f"{SHIPPED / f'{TEMPLATE}.py'}:{system}")
 
 
 def _typed(saved: dict[str, object], like: ConfigDict | None) -> ConfigDict:

@@ -200,6 +200,15 @@ def check_batch(config: ConfigDict, devices: int) -> None:
         )
 
 
+def check_classes(config: ConfigDict, source: Source) -> None:
+    """Raises ValueError where the config has another number of classes than the images, and not 0: to ignore them."""
+    if config.data.num_classes not in (0, source.num_classes):
+        raise ValueError(
+            f"data.num_classes is {config.data.num_classes}, {source.spec} has {source.num_classes} classes; set it to "
+            + (f"{source.num_classes}, or to 0 to ignore classes" if source.num_classes else "0")
+        )
+
+
 def on(exp: Experiment, mesh: Mesh) -> Experiment:
     """The experiment on the devices of `mesh`; its network knows their platform."""
     network = exp.model.network.clone(platform=mesh.devices.flat[0].platform)

@@ -1,6 +1,6 @@
 """Restoring photographs of known, or estimated, blur and noise with the EMA weights of a checkpoint.
 
-    python -m warm_jax.main --config=configs/cifar10.py:amortised --mode=restore --images=FOLDER --out=FOLDER
+    python -m warm_jax --config=cifar10:amortised --mode=restore --images=FOLDER --out=FOLDER
     …  --blur=1.5 --noise=25/255                 pixels, and σ in grey levels; by default both are estimated
     …  --estimate=sample --count=4               draws from the posterior in place of its mean
 

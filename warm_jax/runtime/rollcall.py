@@ -258,4 +258,4 @@ def command_for(process: int) -> str:
         argv.append(str(process) if named else re.sub(r"^(--?process=).*", rf"\g<1>{process}", argument))
         named = argument in ("--process", "-process")
     before = f"{PREFIX}PROCESS={process} " if f"{PREFIX}PROCESS" in os.environ else ""
-    return f"{before}python -m warm_jax.main {shlex.join(argv)}"
+    return f"{before}python -m warm_jax {shlex.join(argv)}"

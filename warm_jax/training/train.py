@@ -74,11 +74,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, init_from: str = "", prof
     experiment.for_training(experiment.build(config))
     experiment.check_batch(config, jax.device_count())
     source = _open_source(config)
-    if config.data.num_classes not in (0, source.num_classes):
-        raise ValueError(
-            f"data.num_classes is {config.data.num_classes}, {source.spec} has {source.num_classes} classes; set it to "
-            + (f"{source.num_classes}, or to 0 to ignore classes" if source.num_classes else "0")
-        )
+    experiment.check_classes(config, source)
     workdirs.check_writable(workdir)
     if (workdir / workdirs.ORIGIN).exists():
         raise ValueError(
