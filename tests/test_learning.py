@@ -99,7 +99,7 @@ def test_batches_do_not_matter_and_a_predictor_is_traced_once(key):
     found = [learning.explained(key, whole, p, images, BETAS, labels=labels, batch_size=size) for size in (3, 64)]
     assert len(traces) == 2
     for a, b in zip(*found, strict=True):
-        np.testing.assert_allclose(a, b, rtol=5e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-10)  # errors are differences of sums of order one
 
 
 def test_without_blur_there_is_no_residual_to_explain(key):
