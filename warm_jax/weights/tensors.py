@@ -22,7 +22,8 @@ def sha256(path: str | os.PathLike) -> str:
 def require_file(path: str | os.PathLike, expected: str, instructions: str) -> str:
     """The sha256 of `path`, beginning with `expected`; FileNotFoundError or ValueError that end with `instructions`."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no weights at {path}. {instructions}")
+        what = f"no weights at {path}{', which is a folder' if Path(path).is_dir() else ''}"
+        raise FileNotFoundError(f"{what if path else 'no file of weights is given'}. {instructions}")
     digest = sha256(path)
     if not digest.startswith(expected):
         wrong = f"{path} has sha256 {digest}, expected {expected}…: truncated, or another file"
