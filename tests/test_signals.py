@@ -208,8 +208,6 @@ def test_a_child_that_was_forked_is_not_its_parent():
     """What ends the child, as a pool of processes does, is no signal to the parent; and it ends the child."""
     process = program(
         LISTEN,
-        "import warnings",
-        "warnings.simplefilter('ignore', DeprecationWarning)  # Python 3.12's, of a fork beside threads",
         "with preemption.noted():",
         "  warnings.simplefilter('ignore')",  # that other threads do not come with it, which Python 3.12 says
         "  child = os.fork()",
