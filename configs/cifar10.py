@@ -22,7 +22,7 @@ accelerator hours. ddpm and blurring: 800,000 steps of 128, half of that; ihdm: 
 
 from ml_collections import ConfigDict
 
-from configs import analysis, sampling, systems
+from configs import analysis, likelihood, sampling, systems
 
 
 def get_config(system: str = "warm") -> ConfigDict:
@@ -103,7 +103,11 @@ def recipe(system: str) -> ConfigDict:
     evaluation.dinov2 = ""  # file of the DINOv2 weights
     evaluation.reference = ""  # a statistics .npz, or a source; empty: data.source
     evaluation.allow_other_data = False  # True: statistics of other images than the run was trained on
-    evaluation.metrics = ("fd", "is", "lsd")  # of fd, fd_infinity, kid, is, pr, dc, authenticity, swd, lsd
+    evaluation.metrics = (
+        "fd",
+        "is",
+        "lsd",
+    )  # of fd, fd_infinity, kid, is, pr, dc, authenticity, swd, lsd, bpd, bpd_ode
     evaluation.shuffle_splits = False  # True: of the Inception Score, for images that are sorted by class
     evaluation.count = 50_000
     evaluation.first = 0  # the first seed, or the number of the first image
@@ -115,5 +119,7 @@ def recipe(system: str) -> ConfigDict:
     compare.repeats = 3
     compare.steps = 18  # of Heun's solver, beside each system's own
     compare.shown = 10  # samples in the picture, a system
+    compare.record = ""  # folder that keeps finished rows with their configs, which are not run again; empty: none
+    config.likelihood = likelihood.defaults()  # of the metrics bpd and bpd_ode
     config.analysis = analysis.defaults(samples=10_000)  # --mode=analyze
     return config

@@ -10,7 +10,7 @@ training set, name the folder of its IDX files: --config.data.source=idx:FOLDER.
 
 from ml_collections import ConfigDict
 
-from configs import analysis, sampling, systems
+from configs import analysis, likelihood, sampling, systems
 
 
 def get_config(system: str = "warm") -> ConfigDict:
@@ -85,7 +85,7 @@ def get_config(system: str = "warm") -> ConfigDict:
     evaluation.dinov2 = ""  # file of the DINOv2 weights
     evaluation.reference = ""  # a statistics .npz, or a source; empty: data.source
     evaluation.allow_other_data = False  # True: statistics of other images than the run was trained on
-    evaluation.metrics = ("fd", "kid", "pr", "swd", "lsd")  # also fd_infinity, is, dc, authenticity
+    evaluation.metrics = ("fd", "kid", "pr", "swd", "lsd")  # also fd_infinity, is, dc, authenticity, bpd, bpd_ode
     evaluation.shuffle_splits = False  # True: of the Inception Score, for images that are sorted by class
     evaluation.count = 5_000
     evaluation.first = 0  # the first seed, or the number of the first image
@@ -97,6 +97,8 @@ def get_config(system: str = "warm") -> ConfigDict:
     compare.repeats = 3
     compare.steps = 18  # of Heun's solver, beside each system's own
     compare.shown = 10  # samples in the picture, a system
+    compare.record = ""  # folder that keeps finished rows with their configs, which are not run again; empty: none
+    config.likelihood = likelihood.defaults()  # of the metrics bpd and bpd_ode
     config.analysis = analysis.defaults(samples=500)  # --mode=analyze
     systems.native(config, system)
     config.sample.steps = min(config.sample.steps, 100)  # of the 1000 of some: minutes are short here

@@ -29,7 +29,7 @@ from warm_jax.runtime import workdirs
 
 ROOT = pathlib.Path(__file__).parent.parent
 MODES = tuple(flag_table.MODES)
-PARTS = ("systems", "analysis", "sampling")  # of configs, which are none themselves
+PARTS = ("systems", "analysis", "likelihood", "sampling")  # of configs, which are none themselves
 SHIPPED = [path.stem for path in sorted((ROOT / "configs").glob("*.py")) if path.stem not in PARTS]
 
 

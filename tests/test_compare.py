@@ -85,3 +85,27 @@ def test_a_system_that_cannot_run_is_known_before_the_first_is_trained(small, tm
 def test_heun_on_more_steps_than_a_system_has_is_left_out_with_the_reason(small, tmp_path):
     run = compare.prepare(lambda system: small(system, compare__systems=("cold",), compare__steps=400), tmp_path)
     assert run.jobs[0].samplings == (("euler", 4),) and "300 levels" in run.refusals["cold"]
+
+
+def test_bits_alone_are_compared_without_samples_and_a_recorded_row_is_not_made_again(small, tmp_path):
+    """The record has the row with its config; a comparison elsewhere reads it and trains nothing."""
+
+    def make(system):
+        bits = {"eval__metrics": ("bpd",), "likelihood__count": 8, "likelihood__strata": 3}
+        named = {
+            "compare__systems": ("hot", "warm"),
+            "compare__repeated": (),
+            "compare__record": str(tmp_path / "kept"),
+        }
+        return small(system, **bits, **named, likelihood__batch_size=8)
+
+    assert compare.compare(compare.prepare(make, tmp_path / "one")) == 0
+    (row,) = [json.loads(line) for line in (tmp_path / "kept" / "hot.jsonl").read_text().splitlines()]
+    assert row["scores"] == ["bpd", "bpd_std", "bpd_above", "bpd_above_std"] and row["bpd_count"] == 8
+    assert row["config"]["process"]["system"] == "hot" and row["config"]["train"]["steps"] == 2
+    table = (tmp_path / "one" / "compare.md").read_text()
+    assert table.splitlines()[0].startswith("| system | solver | NFE | seeds | bpd | bpd_above |")
+    assert not (tmp_path / "one" / "shown").exists() and not list((tmp_path / "one").glob("*/samples"))
+    assert compare.compare(compare.prepare(make, tmp_path / "two")) == 0
+    assert not list((tmp_path / "two").glob("*/checkpoints"))
+    assert (tmp_path / "two" / "compare.md").read_text() == table

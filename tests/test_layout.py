@@ -39,12 +39,14 @@ ROOMS = (
 )
 PLOTS = (
     *("analysis.plots", "analysis.sampling_plots", "analysis.score_plots", "analysis.solver_plots"),
+    "analysis.likelihood_plots",
     "analysis.inspection",
 )
 # Of the rooms that hold a mode's program beside its parts: the parts, which know neither programs nor configs.
 PARTS = {
     "analysis": [
-        "blocks", "charts", "colours", "contents", "corruption", "distances", "guided", "learning", "manifold",
+        "blocks", "charts", "colours", "contents", "corruption", "distances", "guided", "learning", "likelihood_plots",
+        "likelihoods", "manifold",
         "markup", "memorisation", "plots", "report", "sampling_plots", "score_plots", "sections", "solver_plots",
         "solvers", "spectra", "sweep",
     ],
@@ -121,6 +123,8 @@ def test_no_name_twice_and_none_of_pythons():
         ("diffusion.loss", ["dct", "bnr", "process"]),
         ("diffusion.sampler", ["dct", "bnr", "process"]),
         ("diffusion.oracle", ["dct", "bnr", "process"]),
+        ("diffusion.likelihood", ["dct", "noise", "process", "radial"]),
+        ("diffusion.density", ["dct", "process"]),
     ],
 )
 def test_diffusion_stands_on_itself(module, allowed):
@@ -180,6 +184,7 @@ def test_who_may_import_what(name):
     assert "orbax" not in roots or name == "warm_jax.runtime.checkpoint"
     assert "flax" not in roots or name in within("models") | {"warm_jax.metrics.inception", "warm_jax.metrics.dinov2"}
     assert not roots & {"tensorflow_datasets", "grain"} or name in within("data")
+    assert "diffrax" not in roots  # which is imported where it is asked for
     assert "safetensors" not in roots or name == "warm_jax.weights.tensors"
     assert "pickletools" not in roots or name == "warm_jax.weights.pickles"
     assert not roots & {"pickle", "cloudpickle", "dill", "shelve"}

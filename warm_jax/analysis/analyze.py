@@ -17,13 +17,13 @@ from ml_collections import ConfigDict
 
 from warm_jax import api
 from warm_jax.analysis import figures, of_samples, report, trained_models
-from warm_jax.evaluation import reference
+from warm_jax.evaluation import bits, reference
 from warm_jax.experiments import experiment
 from warm_jax.runtime import log, preemption, workdirs
 from warm_jax.sampling import runs
 
 NAMES = (*figures.NAMES, *figures.OF_SAMPLES, "report", "all")
-_OF_MODELS = ("learning", "manifold", "sweep", "solvers", *figures.OF_SAMPLES)
+_OF_MODELS = ("learning", "manifold", "sweep", "solvers", "likelihood", *figures.OF_SAMPLES)
 _RANGES = {
     "budget": (1e-4, 1 - 1e-4),
     "images": (2, 10**8),
@@ -150,7 +150,9 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, name: str, step: int, ema
     """
     if name not in NAMES:
         raise ValueError(f"--analysis={name}: choose one of {', '.join(NAMES)}")
-    names = (*figures.NAMES, "report") if name == "all" else (name,)
+    # All but the likelihood, which is of models alone and takes as long as an evaluation.
+    every = (*(one for one in figures.NAMES if one != "likelihood"), "report")
+    names = every if name == "all" else (name,)
     if ema is not None and not set(names) & set(_OF_MODELS):
         raise ValueError(
             f"--ema={ema:g} is of a model's weights, and --analysis={name} shows no model; leave --ema out, or name "
@@ -180,7 +182,22 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, name: str, step: int, ema
     subject = figures.Run(config, workdir, source, models)
     if models and set(names) & {"sweep", "solvers"}:
         subject = dataclasses.replace(subject, scoring=_scoring(subject, optional=name == "all"))
+    if name == "likelihood":
+        subject = dataclasses.replace(subject, measuring=_measuring(subject))
     return Run(workdir, names, subject)
+
+
+def _measuring(run: figures.Run) -> bits.Request:
+    """The images whose bits are measured. ValueError or OSError where there is no model, or it has no such bits."""
+    if not run.models:
+        raise ValueError(
+            f"--analysis=likelihood shows trained models, and {run.workdir} has no checkpoint that can join in; train "
+            "first, or name workdirs with analysis.models"
+        )
+    config = run.config.copy_and_resolve_references()
+    config.eval.metrics = ("bpd",)
+    bits.check(config)
+    return bits.prepare(config, run.workdir)
 
 
 def _write(run: Run, file: str, arrays: dict[str, np.ndarray], figure: Any) -> pathlib.Path:

@@ -29,10 +29,10 @@ from warm_jax.analysis import (
     trained_models,
 )
 from warm_jax.data import sources
-from warm_jax.evaluation import reference
+from warm_jax.evaluation import bits, reference
 from warm_jax.runtime import pictures, rounding
 
-NAMES = ("spectra", "corruption", "learning", "manifold", "sweep", "solvers")
+NAMES = ("spectra", "corruption", "learning", "manifold", "sweep", "solvers", "likelihood")
 OF_SAMPLES = ("memorisation", "guidance")  # of a checkpoint's samples, as `sample` says; "all" leaves them out
 _SHOWN_LEVELS = (0.1, 0.3, 1.0, 3.0)  # noise levels of the spectra
 _PICTURE_LEVELS = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # of the corruption of one image
@@ -52,6 +52,7 @@ class Run:
     models: trained_models.Models
     scoring: trained_models.Scoring | None = None  # None: models are not scored
     asked: of_samples.Memory | of_samples.Guidance | None = None  # of `OF_SAMPLES`
+    measuring: bits.Request | None = None  # for the likelihood
 
 
 def _images(run: Run, most: int) -> tuple[Float[np.ndarray, "n h w c"], np.ndarray]:
@@ -153,12 +154,8 @@ def _solvers(run: Run) -> tuple[list[solvers.Way], list[solvers.Table]]:
 
 def make(run: Run, name: str) -> Iterator[tuple[str, dict[str, np.ndarray], Any, str]]:
     """(file name, arrays, figure, sentence) of each picture that `name` makes."""
-    from warm_jax.analysis import (
-        plots,
-        sampling_plots,
-        score_plots,
-        solver_plots,
-    )  # need matplotlib, which a report does not need
+    # These need matplotlib, which a report does not need.
+    from warm_jax.analysis import likelihood_plots, plots, sampling_plots, score_plots, solver_plots
 
     settings = run.config.analysis
     if name == "spectra":
@@ -186,6 +183,9 @@ def make(run: Run, name: str) -> Iterator[tuple[str, dict[str, np.ndarray], Any,
     elif name == "guidance":
         made = of_samples.guidance(run.asked)
         yield name, made._asdict(), score_plots.guided(made), guided.best(made)
+    elif name == "likelihood":
+        made = trained_models.measured_bits(run.models, run.measuring)
+        yield name, made._asdict(), likelihood_plots.likelihoods(made), likelihood_plots.sentence(made)
     elif name == "solvers":
         ways, tables = _solvers(run)
         arrays = {f"ways_{field}": np.array([way[i] for way in ways]) for i, field in enumerate(solvers.Way._fields)}

@@ -23,6 +23,8 @@ _CAPTIONS = {
     "memorisation": "Samples beside the training images nearest to them, and how near: a ratio below 1 is closer to a "
     "training image than its next one is. Copying is a share above that of held-out images, or a tail at the left.",
     "guidance": "The score for each guidance weight and interval of noise levels; look at the NFE too.",
+    "likelihood": "Bits a dimension of held-out images, by noise level and by frequency, and what each model loses "
+    "more than the first. A perfect network would lose the same at every BNR.",
     "sweep": "The score for each blur-to-noise ratio and number of evaluations: look for the lowest, and whether it is "
     "lower by more than its interval.",
 }

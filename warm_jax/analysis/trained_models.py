@@ -16,9 +16,9 @@ from jaxtyping import Array, Float, Int, PyTree
 from ml_collections import ConfigDict
 
 from warm_jax import api
-from warm_jax.analysis import learning, manifold, solvers, sweep
+from warm_jax.analysis import learning, likelihoods, manifold, solvers, sweep
 from warm_jax.data import sources
-from warm_jax.evaluation import evaluate, named_scores, reference, shards
+from warm_jax.evaluation import bits, evaluate, named_scores, reference, shards
 from warm_jax.experiments import family
 from warm_jax.runtime import log, preemption, workdirs
 from warm_jax.sampling import batches, runs
@@ -109,6 +109,22 @@ def departure(
         density=False,
         say=say,
     )
+
+
+# ── Bits a dimension ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def measured_bits(models: Models, request: bits.Request) -> likelihoods.Likelihoods:
+    """The bound of every model on the same images with the same noise. InterruptedError after a signal."""
+    parts = {}
+    for bnr, model in models.items():
+        say(f"bits a dimension of the model of BNR {bnr:g}")
+        opened = runs.Run(model.experiment, model.workdir, model.step, ema=model.ema)
+        found = bits.measure(request, "bpd", opened, model.step, model.weights)
+        if found is None:
+            raise InterruptedError(preemption.requested())
+        parts[bnr] = likelihoods.Part(found.bits, found.by_level, found.by_ring, found.prior + found.last, found.edges)
+    return likelihoods.likelihoods(parts)
 
 
 # ── Sweep ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -120,10 +120,13 @@ PROTOCOL = flags.DEFINE_enum(
     "FD-DINOv2; quick: one of 5,000 with features that need no download.",
 )
 WATCH = flags.DEFINE_bool("watch", False, "Score each new checkpoint of the workdir, until the last one.")
+AGAINST = flags.DEFINE_string(
+    "against", "", "Another run's workdir: the difference of bits a dimension (eval.metrics bpd), image by image."
+)
 ANALYSIS = flags.DEFINE_string(
     "analysis",
     "all",
-    "spectra, corruption, learning, manifold, sweep, solvers, "
+    "spectra, corruption, learning, manifold, sweep, solvers, likelihood, "
     "report (a page of the workdir) or all; or memorisation or guidance, of a checkpoint's samples.",
 )
 IMAGE_SIZE = flags.DEFINE(
@@ -165,7 +168,7 @@ START_SECONDS = flags.DEFINE_float("start_seconds", 300, "How long to wait for t
 VERSION = flags.DEFINE_bool("version", False, "Say the versions of warm_jax, JAX, Flax and Python, and end.")
 TRAJECTORY_SEEDS = "0-5"  # where --seeds does not say others
 # What the processes of one job must have in common; folders may have other names elsewhere.
-SAME_FLAGS = ("mode", "seeds", "npz_names", "trajectory", "checkpoint", "ema", "images", "protocol", "watch")
+SAME_FLAGS = ("mode", "seeds", "npz_names", "trajectory", "checkpoint", "ema", "images", "protocol", "watch", "against")
 
 
 def fail(error: Exception | str, status: int) -> int:

@@ -175,6 +175,13 @@ def _prepare(mode: str, config: ConfigDict | None, workdir: pathlib.Path) -> Cal
         return lambda: reference.statistics(config, flags.IMAGES.value, flags.path(flags.OUT))
     protocol, watch = flags.PROTOCOL.value, flags.WATCH.value
     judging = evaluate.prepare(
-        config, workdir, flags.IMAGES.value, flags.CHECKPOINT.value, protocol, watch, flags.emas()
+        config,
+        workdir,
+        flags.IMAGES.value,
+        flags.CHECKPOINT.value,
+        protocol,
+        watch,
+        flags.emas(),
+        flags.path(flags.AGAINST),
     )
     return lambda: evaluate.evaluate(judging)

@@ -214,6 +214,14 @@ def _data_source(name: str, split: str, process: int):
     return tfds.data_source(name, split=split, download=False, builder_kwargs={"file_format": "array_record"})
 
 
+def has_split(name: str, split: str) -> bool:
+    """Whether a prepared TensorFlow Dataset has a split of that name."""
+    try:
+        return len(_data_source(name, split, os.getpid())) > 0
+    except Exception:  # the library's own kinds, as in `open_tfds`, which says what is wrong
+        return False
+
+
 def open_tfds(name: str) -> Tfds:
     """`NAME[@SPLIT]`, by default @train. Its fingerprint is of name, version, split, count and the shards' lengths."""
     spec, (name, _, split) = f"tfds:{name}", name.partition("@")

@@ -168,6 +168,25 @@ def open_items(spec: str) -> Items:
     return items
 
 
+def test_split(spec: str) -> str:
+    """The source that holds the test split of a training source; empty where none is known of it.
+
+    Of CIFAR-10's archive, of a TensorFlow Dataset that has a split of that name, and of a folder in MNIST's format.
+    """
+    if spec == "bundled":
+        return ""
+    kind, rest = _kind(spec)
+    if kind == "cifar10":
+        return "" if rest.endswith("@test") else f"cifar10:{rest.removesuffix('@train')}@test"
+    if kind == "tfds":
+        name, _, split = rest.partition("@")
+        return f"tfds:{name}@test" if split in ("", "train") and records.has_split(name, "test") else ""
+    if kind == "idx" and _path(rest).is_dir():
+        found = sorted(_path(rest).glob("t10k-images*-ubyte*"))  # the plain file before the one with .gz
+        return f"idx:{found[0]}" if found else ""
+    return ""
+
+
 def _kind(spec: str) -> tuple[str, str]:
     """The kind and the path of a source, the kind told from the path where it is not said. ValueError, OSError."""
     kind, _, rest = spec.partition(":")

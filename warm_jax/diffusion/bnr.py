@@ -91,7 +91,7 @@ def information_budget(power: Power, fraction: float) -> Schedule:
     """The most blur that loses no more than `fraction` of the information which noise has left.
 
     α(β) = max { α : I(β, α) ≥ (1 - fraction) I(β, 0) }, by bisection of ln α; the loss grows with α. (Ours, not the
-    paper's.) α(0) = 0. The search ends at 2·max(h, w) pixels, where nothing but the mean is left.
+    paper's.) α(0) = 0. The search ends at 2·max(h, w) pixels, where nothing but the mean is left. It has a derivative.
 
     Args:
       power: The data's DCT power `[h, w]`, ≥ 0 and not all 0.
@@ -115,4 +115,23 @@ def information_budget(power: Power, fraction: float) -> Schedule:
         low, high = jax.lax.fori_loop(0, 30, halve, bounds)
         return jnp.where(beta > 0, jnp.exp((low + high) / 2), 0)
 
-    return alpha
+    @jax.custom_jvp
+    def schedule(beta: Float[Array, "*b"]) -> Float[Array, "*b"]:
+        return alpha(jnp.asarray(beta))
+
+    @schedule.defjvp
+    def slope(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+        """dα/dβ of the implicit function; 0 where the search ended at one of its bounds."""
+        (beta,), (change,) = primals, tangents
+        found = schedule(beta)
+        inside = (beta > 0) & (found > 1.01 * alpha_min) & (found < 0.99 * alpha_max)
+        at = jnp.where(inside, beta, 1), jnp.where(inside, found, 1)
+
+        def excess(beta: Array, alpha: Array) -> Array:
+            return _nats_lost(power, alpha, beta) - fraction * _nats(power, beta)
+
+        by_beta = jax.jvp(excess, at, (jnp.ones_like(at[0]), jnp.zeros_like(at[1])))[1]
+        by_alpha = jax.jvp(excess, at, (jnp.zeros_like(at[0]), jnp.ones_like(at[1])))[1]
+        return found, jnp.where(inside, -by_beta / by_alpha, 0) * change
+
+    return schedule

@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from warm_jax.diffusion import sampler
-from warm_jax.evaluation import evaluate, reference, shards
+from warm_jax.evaluation import bits, evaluate, reference, shards
 from warm_jax.experiments import experiment
 from warm_jax.metrics import extract
 from warm_jax.runtime import jsonl, locks, log, pictures, preemption, rounding, workdirs
@@ -77,7 +77,7 @@ def prepare(make: Callable[[str], ConfigDict], workdir: pathlib.Path) -> Run:
         if settings[key] < least:
             raise ValueError(f"compare.{key} is {settings[key]}; it must be at least {least}")
     configs = {system: make(system) for system in settings.systems}
-    extractor = reference.load_extractor(next(iter(configs.values())))
+    extractor = evaluate.load_extractor(next(iter(configs.values())))
     first, again, refusals = [], [], {}
     for system, config in configs.items():
         samplings, refusals[system] = _checked(system, config, extractor)
@@ -91,6 +91,8 @@ def prepare(make: Callable[[str], ConfigDict], workdir: pathlib.Path) -> Run:
             workdirs.check_same(job.config, _workdir(workdir, job), ("seed", "data", "process", "model", "train"))
     workdirs.check_writable(workdir)
     source = train.prepare(jobs[0].config, _workdir(workdir, jobs[0])).source  # the images are there
+    if extractor is None:
+        return Run(jobs, workdir, refusals)
     digest = hashlib.sha256(f"{source.fingerprint} {extractor.hash}".encode()).hexdigest()[:12]
     for job in jobs:
         with job.config.unlocked():
@@ -98,11 +100,18 @@ def prepare(make: Callable[[str], ConfigDict], workdir: pathlib.Path) -> Run:
     return Run(jobs, workdir, refusals)
 
 
-def _checked(system: str, config: ConfigDict, extractor: extract.Extractor) -> tuple[tuple[tuple[str, int], ...], str]:
+def _checked(
+    system: str, config: ConfigDict, extractor: extract.Extractor | None
+) -> tuple[tuple[tuple[str, int], ...], str]:
     """`_samplings`, after everything in the config of a system was checked; ValueError begins with its name."""
     try:
         samplings, refusal = _samplings(config)
         evaluate.check(config, extractor)
+        if bits.wanted(config):
+            bits.check(config)
+            bits.open_heldout(config)
+        if extractor is None:  # nothing is sampled
+            samplings, refusal = samplings[:1], ""
         for solver, steps in samplings:
             runs.check_request(_with_sampling(config, solver, steps))
     except ValueError as error:
@@ -120,6 +129,8 @@ def _key(config: ConfigDict) -> str:
     parts.pop("compare")
     parts.pop("mesh")
     parts.pop("analysis", None)
+    if not set(parts["eval"]["metrics"]) & set(bits.METRICS):  # and so as before there was such a section
+        parts.pop("likelihood", None)
     for section, key in (name.split(".") for name in _ADDED):
         if not parts[section].get(key):
             parts[section].pop(key, None)
@@ -131,6 +142,12 @@ def _key(config: ConfigDict) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()[:12]
 
 
+def _record(job: Job) -> pathlib.Path | None:
+    """Where `compare.record` keeps the rows of a system, with their configs; None where it does not."""
+    folder = job.config.compare.get("record")
+    return workdirs.local(folder) / f"{job.system}.jsonl" if folder else None
+
+
 def _with_sampling(config: ConfigDict, solver: str, steps: int) -> ConfigDict:
     config = config.copy_and_resolve_references()
     config.sample.solver, config.sample.steps = solver, steps
@@ -139,8 +156,8 @@ def _with_sampling(config: ConfigDict, solver: str, steps: int) -> ConfigDict:
 
 def _rows(run: Run) -> list[dict]:
     """The finished rows of this comparison, in the order of its jobs."""
-    path = run.workdir / "compare.jsonl"
-    found = {str(row["key"]): row for row in jsonl.read(path, _NEEDED)}  # what is lost is made again
+    paths = [run.workdir / "compare.jsonl", *dict.fromkeys(filter(None, map(_record, run.jobs)))]
+    found = {str(row["key"]): row for path in paths for row in jsonl.read(path, _NEEDED)}  # what is lost is made again
     keys = [_key(_with_sampling(job.config, *sampling)) for job in run.jobs for sampling in job.samplings]
     return [found[key] for key in keys if key in found]
 
@@ -167,13 +184,25 @@ def _score(run: Run, job: Job, solver: str, steps: int, seconds: float) -> dict 
     judging = evaluate.prepare(config, workdir, "", -1, "once", watch=False)
     if evaluate.evaluate(judging):
         return None
-    result = jsonl.read(workdir / "results.jsonl")[-1]
-    shown = shards.first_images(judging, config.compare.shown)
-    folder = run.workdir / "shown"
-    folder.mkdir(exist_ok=True)
+    made = (judging.extractor is not None) + (judging.measuring is not None)  # rows: of samples, and of bits
+    result = {"solver": solver, "steps": steps, "nfe": 0}
+    for part in jsonl.read(workdir / "results.jsonl")[-made:]:
+        result |= part | {"scores": [*result.get("scores", ()), *part["scores"]]}
     row = {"key": _key(config), "training_seconds": seconds, **result, "system": job.system, "seed": job.seed}
-    np.save(folder / f"{row['key']}.npy", shown)
+    if judging.extractor is not None:
+        folder = run.workdir / "shown"
+        folder.mkdir(exist_ok=True)
+        np.save(folder / f"{row['key']}.npy", shards.first_images(judging, config.compare.shown))
     return row
+
+
+def _keep(run: Run, job: Job, row: dict) -> None:
+    """Adds a finished row to the comparison, and to the record that others go on from."""
+    jsonl.append(run.workdir / "compare.jsonl", row)
+    record = _record(job)
+    if record is not None:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        jsonl.append(record, row | {"config": json.loads(json.dumps(job.config.to_dict(), default=list))})
 
 
 def _remaining(run: Run) -> Iterator[tuple[Job, list[tuple[str, int]]]]:
@@ -199,7 +228,7 @@ def _finish(run: Run, job: Job, todo: list[tuple[str, int]]) -> None:
     for sampling in todo if seconds is not None else ():
         row = _score(run, job, *sampling, seconds)
         if row is not None:
-            jsonl.append(run.workdir / "compare.jsonl", row)
+            _keep(run, job, row)
             _report(run)
 
 
@@ -225,7 +254,8 @@ def compare(run: Run) -> int:
             log.say(f"{preemption.requested()}: what is done is kept; the same command goes on from there")
             return preemption.EXIT_AGAIN
     log.say(_report(run))
-    log.say(f"compare.md, compare.png, compare.jsonl in {run.workdir}; {time.perf_counter() - started:.0f} s")
+    made = [name for name in ("compare.md", "compare.png", "compare.jsonl") if (run.workdir / name).exists()]
+    log.say(f"{', '.join(made)} in {run.workdir}; {time.perf_counter() - started:.0f} s")
     for line in failed:
         log.say(f"failed: {line}")
     return 1 if failed else 0
@@ -234,7 +264,7 @@ def compare(run: Run) -> int:
 def _measure_reference(run: Run) -> None:
     """The statistics that all are compared with, once."""
     config = run.jobs[0].config
-    path = workdirs.local(config.eval.reference)
+    path = workdirs.local(config.eval.reference or "none")
     if path.name.startswith(_OWN_REFERENCE) and not path.exists():
         source = reference.open_images(config, config.data.source, "name another with data.source")
         reference.save(path, reference.measure(config, source, reference.load_extractor(config)))
@@ -268,7 +298,7 @@ def table(run: Run) -> str:
         columns = [[row.get(name, np.nan) for row in rows] for name in (*scores, "training_seconds")]
         speed = [1000 * row["seconds_per_image"] for row in rows if "seconds_per_image" in row]
         lines.append(
-            [rows[0]["system"], rows[0]["solver"], str(rows[0]["nfe"]), str(len(rows))]
+            [rows[0]["system"], rows[0]["solver"], str(rows[0]["nfe"] or "–"), str(len(rows))]
             + [_mean(values) for values in columns[:-1]]
             + [f"{np.mean(columns[-1]):.0f}", f"{np.mean(speed):.1f}" if speed else "–"]
         )

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from warm_jax.evaluation import named_scores, protocols, reference, shards
+from warm_jax.evaluation import bits, bits_rows, named_scores, protocols, reference, shards
 from warm_jax.experiments import experiment, posthoc_ema
 from warm_jax.metrics import extract, frechet, moments, published
 from warm_jax.runtime import jsonl, log, pod, preemption, rounding, workdirs
@@ -167,17 +167,28 @@ def _summarise(
 # ── The programs ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def check(config: ConfigDict, extractor: extract.Extractor) -> None:
-    """Raises ValueError or OSError where the `eval` section asks for what cannot be."""
+def load_extractor(config: ConfigDict) -> extract.Extractor | None:
+    """The network that `eval.extractor` names; None where no metric needs it. OSError or ValueError as its loader's."""
+    only_bits = config.eval.metrics and set(config.eval.metrics) <= set(bits.METRICS)
+    return None if only_bits else reference.load_extractor(config)
+
+
+def check(config: ConfigDict, extractor: extract.Extractor | None) -> None:
+    """Raises ValueError or OSError where the `eval` section asks for what cannot be.
+
+    `extractor` is None where none of its metrics needs samples.
+    """
     settings = config.eval
     least = max([2, *(named_scores.LEAST[metric] for metric in settings.metrics if metric in named_scores.LEAST)])
     if settings.count < least:
         raise ValueError(f"eval.count is {settings.count}; it must be at least {least} for these eval.metrics")
     if settings.first < 0:
         raise ValueError(f"eval.first is {settings.first}; it must be at least 0")
-    unknown = [metric for metric in settings.metrics if metric not in named_scores.METRICS]
-    if unknown or not settings.metrics:
-        raise ValueError(f"eval.metrics is {tuple(settings.metrics)}; choose some of {', '.join(named_scores.METRICS)}")
+    known = (*named_scores.METRICS, *bits.METRICS)
+    if not settings.metrics or not set(settings.metrics) <= set(known):
+        raise ValueError(f"eval.metrics is {tuple(settings.metrics)}; choose some of {', '.join(known)}")
+    if extractor is None:  # nothing is sampled
+        return
     if "is" in settings.metrics and not published.is_of(extractor.name, frechet.INCEPTION):
         raise ValueError(f"the Inception Score needs eval.extractor=inception, not {extractor.name}")
     reference.check_images(config, extractor)
@@ -193,13 +204,28 @@ def prepare(
     protocol: str,
     watch: bool,
     emas: tuple[float, ...] = (),
+    against: str = "",
 ) -> shards.Run:
     """Checks everything that can be checked. ValueError or OSError for bad input.
 
     `images` is a source to judge in place of samples; `step` a checkpoint's, -1 the latest's; `emas` the σ_rel of the
-    EMAs to score, none: the plain one. With `watch` this waits for the first checkpoint.
+    EMAs to score, none: the plain one; `against` a workdir to compare bits a dimension with. With `watch` this waits
+    for the first checkpoint.
     """
     experiment.build(config)
+    rounds, scored = protocols.rounds(protocol), protocols.configs(config, protocol)
+    measuring = bits.wanted(config)
+    if measuring:
+        bits.check(config)
+    if against and not measuring:
+        raise ValueError(
+            f"--against={against} compares bits a dimension; ask for them: --config.eval.metrics={bits.METRICS[0]}"
+        )
+    if images and measuring:
+        raise ValueError(
+            f"eval.metrics has {measuring[0]}, which is of a model; of --images there are only the others. The "
+            "held-out images that a model is measured on are likelihood.images"
+        )
     if images and emas:
         raise ValueError("--ema is of a checkpoint's weights; it does not go with --images")
     for ema in emas:
@@ -210,11 +236,11 @@ def prepare(
             runs.check_ema(workdir, step, ema)
     if watch and images:
         raise ValueError("--watch evaluates each new checkpoint; it does not go with --images")
-    rounds, scored = protocols.rounds(protocol), protocols.configs(config, protocol)
-    extractors = [reference.load_extractor(one) for one in scored]
+    extractors = [load_extractor(one) for one in scored]
     for one, extractor in zip(scored, extractors, strict=True):
         check(one, extractor)
-        check_reference(one, extractor)
+        if extractor is not None:
+            check_reference(one, extractor)
     source = sampling = None
     if images:
         source = reference.open_images(config, images, "name another with --images")
@@ -235,10 +261,11 @@ def prepare(
         while watch and not runs.checkpoint_steps(workdir) and not preemption.requested():
             shards.wait(1.0)
         sampling = runs.open_run(config, workdir, step)
+    request = bits.prepare(config, workdir, against) if measuring else None
     workdirs.check_writable(workdir / "evaluations")
     pod.check_shared(workdir / "evaluations")
     runs_of = [
-        shards.Run(one, workdir, extractor, source, sampling, rounds, watch, emas, protocol)
+        shards.Run(one, workdir, extractor, source, sampling, rounds, watch, emas, protocol, measuring=request)
         for one, extractor in zip(scored, extractors, strict=True)
     ]
     return dataclasses.replace(runs_of[0], others=tuple(runs_of[1:]))
@@ -249,7 +276,8 @@ def evaluate(run: shards.Run) -> int:
     """Scores a checkpoint, or a source, or with `watch` each checkpoint as it comes. Returns the exit status."""
     measured: list[reference.Reference] = []
     try:
-        pod.first_then_all("reference", lambda: measured.extend(map(find_reference, run.scorers)))
+        if run.extractor is not None:
+            pod.first_then_all("reference", lambda: measured.extend(map(find_reference, run.scorers)))
     except InterruptedError as error:
         log.say(str(error))
         return preemption.EXIT_AGAIN
@@ -269,10 +297,25 @@ def _once(run: shards.Run, against: _Against) -> bool:
     if run.sampling:  # one program for all EMAs
         step, sampler = run.sampling.step, run.sampling.sampler()
     for ema in run.emas or (None,):
-        images = shards.Images(run, step, ema, sampler)
-        if not _all_rounds(run, against, images):
+        if run.extractor is not None:
+            images = shards.Images(run, step, ema, sampler)
+            if not _all_rounds(run, against, images):
+                return False
+            step = images.facts.get("checkpoint_step", -1)  # of the latest one there may soon be another
+        if not _bits(run, step, ema):
             return False
-        step = images.facts.get("checkpoint_step", -1)  # of the latest one there may soon be another
+    return True
+
+
+def _bits(run: shards.Run, step: int, ema: float | None) -> bool:
+    """The row of bits a dimension that is asked for, if any; False where a signal came first."""
+    if run.measuring is None:
+        return True
+    row = bits_rows.score(run.measuring, dataclasses.replace(run.sampling, step=step, ema=ema))
+    if row is None:
+        return False
+    _append(run, row)
+    log.say(bits_rows.line(row))
     return True
 
 
@@ -300,6 +343,10 @@ def _watch(run: shards.Run, against: _Against) -> bool:
 def _watched(run: shards.Run, against: _Against, step: int) -> None:
     """Scores one checkpoint, unless training has deleted it meanwhile."""
     for ema in run.emas or (None,):
+        if run.extractor is None:
+            if not _watched_bits(run, step, ema):
+                return
+            continue
         images, reason = None, ""
         try:
             images = shards.Images(run, step, ema)
@@ -308,5 +355,14 @@ def _watched(run: shards.Run, against: _Against, step: int) -> None:
         reason = "; ".join(filter(None, pod.gather("loaded", reason)))
         if images is None or reason:
             log.say(f"passed over: {reason}")
-        elif not _all_rounds(run, against, images):
+        elif not _all_rounds(run, against, images) or not _watched_bits(run, step, ema):
             return
+
+
+def _watched_bits(run: shards.Run, step: int, ema: float | None) -> bool:
+    """`_bits` of a checkpoint that training may delete meanwhile."""
+    try:
+        return _bits(run, step, ema)
+    except ValueError as error:
+        log.say(f"passed over: {error}")
+        return True

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from warm_jax.data import sources
-from warm_jax.evaluation import reference
+from warm_jax.evaluation import bits, reference
 from warm_jax.experiments import experiment, family
 from warm_jax.metrics import extract, moments
 from warm_jax.runtime import log, pod, preemption
@@ -27,12 +27,13 @@ class Run:
     """What `evaluate.prepare` checked and an evaluation needs.
 
     `sampling` is None where images are read from `images`. `emas` are the σ_rel of the EMAs to score one after the
-    other; none: the plain one. `others` score the same images by other extractors.
+    other; none: the plain one. `others` score the same images by other extractors. `extractor` is None where samples
+    are not scored, `measuring` where bits of held-out images are not measured.
     """
 
     config: ConfigDict
     workdir: pathlib.Path
-    extractor: extract.Extractor
+    extractor: extract.Extractor | None
     images: sources.Source | None
     sampling: runs.Run | None
     rounds: int
@@ -40,6 +41,7 @@ class Run:
     emas: tuple[float, ...] = ()
     protocol: str = "once"
     others: tuple["Run", ...] = ()
+    measuring: bits.Request | None = None
 
     @property
     def scorers(self) -> tuple["Run", ...]:

@@ -7,7 +7,7 @@ The sampling loop and the features' network are compiled once. What goes wrong w
 import numpy as np
 from jaxtyping import PyTree
 
-from warm_jax.evaluation import evaluate, named_scores, reference, shards
+from warm_jax.evaluation import bits, evaluate, named_scores, reference, shards
 from warm_jax.runtime import log, mesh, pod, workdirs
 from warm_jax.sampling import batches, runs
 from warm_jax.training import train
@@ -68,6 +68,11 @@ def prepare(run: train.Run) -> Scorer | None:
         return None
     if run.experiment.config.sample.guide:
         raise ValueError("train.evaluate_every scores the model alone; unset sample.guide, or use --mode=evaluate")
+    if bits.wanted(run.experiment.config):
+        raise ValueError(
+            f"train.evaluate_every scores samples; take {bits.wanted(run.experiment.config)[0]} out of eval.metrics, "
+            "which --mode=evaluate --watch measures of each checkpoint"
+        )
     try:
         return Scorer(run)
     except ValueError as error:
