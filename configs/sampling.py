@@ -10,6 +10,7 @@ def defaults(steps: int, batch_size: int) -> ConfigDict:
     sample.steps = steps
     sample.beta_min = config_dict.placeholder(float)  # lowest noise level of the grid; unset: process.beta_min
     sample.rho = config_dict.placeholder(float)  # of the grid; unset: process.rho
+    sample.levels = config_dict.placeholder(str)  # the system's own grid; "edm", or "information": equal in each step
     sample.batch_size = batch_size  # images at a time
     sample.bnr = config_dict.placeholder(float)  # unset: as trained; an amortised model can be sampled at any
     sample.schedule = config_dict.placeholder(str)  # of an amortised model: "constant" or "information_budget"

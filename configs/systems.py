@@ -11,11 +11,19 @@ blurring        blurring diffusion
 blurring_heads  the same with the warm paper's two heads in place of ε (ours)
 ihdm            inverse heat dissipation
 cold            cold diffusion: blur alone
+equal_snr       denoising diffusion whose noise has the colour of the data: all frequencies drown together
+flipped_snr     … in which high frequencies drown last; its authors could not train it
+coloured        … in any process.colour, a power law of exponent process.theta
+coloured_warm   warm, with noise in any process.colour (ours)
+heat_flow       flow matching along blur and noise: HDFM
+own             a process in a file of your own, --config.process.file
 """
 
 from ml_collections import ConfigDict, config_dict
 
-NAMES = ("warm", "amortised", "hot", "pfgmpp", "ddpm", "blurring", "blurring_heads", "ihdm", "cold")
+COMPARED = ("warm", "amortised", "hot", "pfgmpp", "ddpm", "blurring", "blurring_heads", "ihdm", "cold")
+NAMES = (*COMPARED, "equal_snr", "flipped_snr", "coloured", "coloured_warm", "heat_flow", "own")
+_COLOURS = {"equal_snr": "equal_snr", "flipped_snr": "flipped_snr", "coloured": "power_law"}
 
 
 def _edm_levels(process: ConfigDict) -> None:
@@ -31,7 +39,7 @@ def process(system: str) -> ConfigDict:
     if system not in NAMES:
         raise ValueError(f"there is no system {system!r}; choose one of {', '.join(NAMES)}")
     made = ConfigDict()
-    made.system = system.removesuffix("_heads")
+    made.system = "coloured" if system in _COLOURS else system.removesuffix("_heads")
     made.bnr = config_dict.placeholder(float)  # blur in pixels per unit of noise, of systems that have it
     if system == "warm":
         made.bnr = 0.5
@@ -69,16 +77,38 @@ def process(system: str) -> ConfigDict:
         made.kernel_size = 27
         made.symmetry_noise = 0.002
         made.start = "colours"  # a Gaussian fitted to the mean colours; "images" for "linear"
+    elif system in _COLOURS:
+        made.schedule, made.steps = "linear", 1000  # as of ddpm
+        _colour(made, _COLOURS[system])
+    elif system == "coloured_warm":
+        made.bnr = 0.5
+        _colour(made, "equal_snr")
+        _edm_levels(made)
+    elif system == "own":
+        made.file = config_dict.placeholder(str)  # defines make(image_shape, power): docs/systems.md
+    elif system == "heat_flow":
+        made.scale_min = 1e-4  # what is left of images where sampling starts
     return made
+
+
+def _colour(process: ConfigDict, colour: str) -> None:
+    process.colour = colour  # of the noise: equal_snr, flipped_snr, power_law or band
+    process.theta = -0.5  # power_law: noise ∝ (1 + frequency)^theta; 0 white, -1 about as photographs
+    process.band_low = 0.0  # band: noise from this share of the highest frequency …
+    process.band_high = 0.5  # … to this one,
+    process.band_floor = 0.1  # and this share of it elsewhere
 
 
 def native(config: ConfigDict, system: str) -> ConfigDict:
     """Sets what the model predicts and how it is sampled, for `system`; the rest stays."""
     sample = config.sample
-    if system in ("ddpm", "blurring", "blurring_heads"):
+    if system in ("ddpm", "blurring", "blurring_heads", *_COLOURS):
         config.model.preconditioning = "edm" if system == "blurring_heads" else "noise"
         sample.solver, sample.steps = "ancestral", 1000
-        sample.clip = system == "ddpm"
+        sample.clip = system == "ddpm" or system in _COLOURS
+    elif system == "heat_flow":
+        config.model.preconditioning = "velocity"
+        sample.solver, sample.steps = "heun", 50
     elif system == "ihdm":
         config.model.preconditioning = "one_step"
         sample.solver, sample.steps = "perturb", config.process.steps
@@ -92,13 +122,14 @@ def published(config: ConfigDict, system: str) -> ConfigDict:
     """`native`, and the network and training that the system's authors used on CIFAR-10. EDM's family stays as it is.
 
     Not checked against the authors' files, so check before quoting: DDPM's depth, clipping and duration; all of
-    blurring diffusion's, which are DDPM's. Ours: cold diffusion's network, batch and duration.
+    blurring diffusion's and coloured noise's, which are DDPM's. Ours: cold diffusion's network, batch and duration; all
+    of heat_flow's but its process and loss, which are EDM's.
     The rest stands in docs/systems.md.
     """
     model, train = config.model, config.train
     native(config, system)
     system = config.process.system
-    if system in ("ddpm", "blurring", "ihdm", "cold"):
+    if system in ("ddpm", "blurring", "ihdm", "cold", "coloured"):
         config.data.augment = "flip"
         model.dropout = 0.1
         train.batch_size = 128
@@ -106,7 +137,7 @@ def published(config: ConfigDict, system: str) -> ConfigDict:
         train.warmup_images = 640_000  # 5000 steps
         train.clip_norm = 1.0
         train.ema_rampup_ratio = 1e6  # none
-    if system in ("ddpm", "blurring"):
+    if system in ("ddpm", "blurring", "coloured"):
         model.channel_mult = (1, 2, 2, 2)
         model.num_blocks = 2
         train.steps = 800_000

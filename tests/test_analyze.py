@@ -60,7 +60,7 @@ def test_all_figures_of_a_model(tmp_path):
     made = {path.stem for path in (tmp_path / "figures").glob("*.png")}
     assert made == {path.stem for path in (tmp_path / "figures").glob("*.npz")}
     assert made == {
-        *("spectra", "corruption", "learning", "manifold", "manifold_models"),
+        *("spectra", "corruption", "process", "learning", "manifold", "manifold_models"),
         *("sweep_gaussian", "sweep_empirical", "sweep_models", "solvers"),
     }
     assert (tmp_path / "report.html").stat().st_size > 10_000

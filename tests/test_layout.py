@@ -38,7 +38,8 @@ ROOMS = (
     "__main__",
 )
 PLOTS = (
-    *("analysis.plots", "analysis.sampling_plots", "analysis.score_plots", "analysis.solver_plots"),
+    *("analysis.plots", "analysis.process_plots", "analysis.sampling_plots"),
+    *("analysis.score_plots", "analysis.solver_plots"),
     "analysis.likelihood_plots",
     "analysis.inspection",
 )
@@ -46,9 +47,8 @@ PLOTS = (
 PARTS = {
     "analysis": [
         "blocks", "charts", "colours", "contents", "corruption", "distances", "guided", "learning", "likelihood_plots",
-        "likelihoods", "manifold",
-        "markup", "memorisation", "plots", "report", "sampling_plots", "score_plots", "sections", "solver_plots",
-        "solvers", "spectra", "sweep",
+        "likelihoods", "manifold", "markup", "memorisation", "plots", "process_plots", "processes", "report",
+        "sampling_plots", "score_plots", "sections", "solver_plots", "solvers", "spectra", "sweep",
     ],
     "restoration": ["before_after", "estimation", "ledger", "limits", "photographs", "tiles"],
     "doctor": ["facts", "judge"],

@@ -152,12 +152,19 @@ class Model:
 
 
 @jax_settings.pinned()
-def load(workdir: str | pathlib.Path, checkpoint: int = -1, ema: float | None = None, **settings: Any) -> Model:
+def load(
+    workdir: str | pathlib.Path,
+    checkpoint: int = -1,
+    ema: float | None = None,
+    process_file: str | pathlib.Path = "",
+    **settings: Any,
+) -> Model:
     """The model of a workdir, from its checkpoint of a step (-1: the latest); `settings` as for `sampled_with`.
 
     `ema` is the σ_rel of an EMA that is made of stored averages (`experiments/posthoc_ema.py`); None: the plain one.
-    Of a model that another one guides (`sample.guide`) it is this one alone. FileNotFoundError where there is none,
-    ValueError where it cannot be read.
+    Of a model that another one guides (`sample.guide`) it is this one alone. `process_file` is the file of a process of
+    one's own, where the run has one: Python code, which is run only when it is named here, too. FileNotFoundError where
+    there is none, ValueError where it cannot be read.
     """
     workdir = workdirs.local(str(workdir))
     config = workdirs.load_config(workdir)
@@ -165,6 +172,8 @@ def load(workdir: str | pathlib.Path, checkpoint: int = -1, ema: float | None = 
     lacking = [name for name in ("data", "process", "model", "train", "sample") if name not in config]
     if lacking:
         raise ValueError(f"{workdir / 'config.json'} has no {', '.join(lacking)}; restore it")
+    if process_file:
+        config.process.file = str(process_file)
     if config.sample.guide:
         config.sample.guidance, config.sample.guide, config.sample.guidance_interval = 1.0, "", ()
     runs.require_checkpoint(workdir, checkpoint)

@@ -163,6 +163,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, name: str, step: int, ema
         return Run(workdir, names, None)
     experiment.build(config)
     check(config.analysis)
+    figures.shipped_processes(config.analysis.systems)
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("the figures need matplotlib: pip install 'warm_jax[plot]'")
     source = reference.open_images(config, config.data.source, "name another with data.source")

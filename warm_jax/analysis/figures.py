@@ -23,6 +23,7 @@ from warm_jax.analysis import (
     manifold,
     memorisation,
     of_samples,
+    processes,
     solvers,
     spectra,
     sweep,
@@ -30,9 +31,10 @@ from warm_jax.analysis import (
 )
 from warm_jax.data import sources
 from warm_jax.evaluation import bits, reference
+from warm_jax.experiments import config_files, experiment, family
 from warm_jax.runtime import pictures, rounding
 
-NAMES = ("spectra", "corruption", "learning", "manifold", "sweep", "solvers", "likelihood")
+NAMES = ("spectra", "corruption", "process", "learning", "manifold", "sweep", "solvers", "likelihood")
 OF_SAMPLES = ("memorisation", "guidance")  # of a checkpoint's samples, as `sample` says; "all" leaves them out
 _SHOWN_LEVELS = (0.1, 0.3, 1.0, 3.0)  # noise levels of the spectra
 _PICTURE_LEVELS = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # of the corruption of one image
@@ -90,6 +92,37 @@ def _corruption(run: Run) -> tuple[Any, str]:
     bnrs = (*settings.bnrs, math.inf) if max(settings.bnrs) > 0 else tuple(settings.bnrs)
     made = corruption.corruption(jax.random.key(run.config.seed), image, bnrs, _PICTURE_LEVELS)
     return made, f"image {settings.image} of {run.source.spec} at {len(bnrs)} ratios and {len(_PICTURE_LEVELS)} levels"
+
+
+def shipped_processes(systems: tuple[str, ...]) -> dict[str, ConfigDict]:
+    """The `process` sections of these systems, as they are shipped. ValueError for a name that is none."""
+    if "own" in systems:
+        raise ValueError(
+            "analysis.systems names own, which is a file and has no shipped settings: give --config=NAME:own"
+        )
+    try:
+        shipped = str(config_files.SHIPPED / "fashion_mnist.py")
+        return {name: config_files.load(f"{shipped}:{name}").process for name in systems}
+    except ValueError as error:
+        raise ValueError(f"analysis.systems: {str(error).removeprefix(shipped)}") from error
+
+
+def _processes(run: Run) -> tuple[dict[str, processes.Ratio], str]:
+    """The config's own process, and those of `analysis.systems` with the settings that are shipped."""
+    config, power, made = run.config, _measured(run).power, {}
+    shape = (*experiment.image_side(config), config.data.channels)
+    own = " ".join(filter(None, (config.process.system, config.process.get("colour"))))
+    settings = {own: config.process} | shipped_processes(tuple(n for n in config.analysis.systems if n != own))
+    measured = family.Measured(power, np.zeros((2, 1, 1, shape[2]), np.float32))
+    for name, process in settings.items():
+        made[name] = processes.ratio(family.SYSTEMS[process.system].build(shape, process, measured), power)
+    drowned, k = made[own].drowned, made[own].k
+    at = [1, len(k) // 4, len(k) - 1]
+    parts = [
+        f"{share:.0%} (k = {k[i]:g})" if share == share else f"never (k = {k[i]:g})"
+        for i, share in zip(at, drowned[at], strict=True)
+    ]
+    return made, f"signal and noise of {own} are equal after {', '.join(parts)} of the way from data to noise"
 
 
 def _learning(run: Run) -> tuple[Any, str]:
@@ -155,7 +188,7 @@ def _solvers(run: Run) -> tuple[list[solvers.Way], list[solvers.Table]]:
 def make(run: Run, name: str) -> Iterator[tuple[str, dict[str, np.ndarray], Any, str]]:
     """(file name, arrays, figure, sentence) of each picture that `name` makes."""
     # These need matplotlib, which a report does not need.
-    from warm_jax.analysis import likelihood_plots, plots, sampling_plots, score_plots, solver_plots
+    from warm_jax.analysis import likelihood_plots, plots, process_plots, sampling_plots, score_plots, solver_plots
 
     settings = run.config.analysis
     if name == "spectra":
@@ -164,6 +197,10 @@ def make(run: Run, name: str) -> Iterator[tuple[str, dict[str, np.ndarray], Any,
     elif name == "corruption":
         made, sentence = _corruption(run)
         yield name, made._asdict(), plots.corruption(made), sentence
+    elif name == "process":
+        made, sentence = _processes(run)
+        arrays = {f"{system}_{field}": value for system, one in made.items() for field, value in one._asdict().items()}
+        yield name, arrays, process_plots.processes(made), sentence
     elif name == "learning":
         (made, found), sentence = _learning(run)
         measured = {f"explained_{bnr:g}_{k}": v for bnr, one in found.items() for k, v in one._asdict().items()}

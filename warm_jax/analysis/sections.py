@@ -14,6 +14,8 @@ _CAPTIONS = {
     "spectra": "Where the spectrum lies below the noise, noise has swallowed the band; blur should take none that "
     "noise has left. The recommended BNR is the largest whose blur stays within the budget at the shaded levels.",
     "corruption": "One image along the process: look for detail that blur takes while noise would still have shown it.",
+    "process": "Which frequencies drown when: red is noise, blue is image, and on the black line they are equal. Where "
+    "it stands upright, all drown at once.",
     "learning": "Left: how much of what is unknown of an image the deblurring head has to find; it grows with the BNR. "
     "Lines are the best linear guess, dots a trained network.",
     "manifold": "How far the sampler's states lie from the forward process of the same level: zero is on it. With an "

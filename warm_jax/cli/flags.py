@@ -126,7 +126,7 @@ AGAINST = flags.DEFINE_string(
 ANALYSIS = flags.DEFINE_string(
     "analysis",
     "all",
-    "spectra, corruption, learning, manifold, sweep, solvers, likelihood, "
+    "spectra, corruption, process, learning, manifold, sweep, solvers, likelihood, "
     "report (a page of the workdir) or all; or memorisation or guidance, of a checkpoint's samples.",
 )
 IMAGE_SIZE = flags.DEFINE(

@@ -99,6 +99,15 @@ def save(
     return about
 
 
+def check_system(config: ConfigDict) -> None:
+    """Raises ValueError for a process of a file of its own: an export holds no code, and running none is its point."""
+    if config.process.system == "own":
+        raise ValueError(
+            f"the process of this model is code, {config.process.file}, and an export holds none: share "
+            "the workdir and that file"
+        )
+
+
 def _digest(about: dict) -> str:
     """Of what `model.json` says, whatever its layout."""
     rest = {key: value for key, value in about.items() if key != "sha256"}
@@ -134,6 +143,7 @@ def load(folder: str | pathlib.Path) -> Bundle:
         digests = {WEIGHTS: about["weights"]["sha256"]} | ({} if start is None else {START: start["sha256"]})
     except archives.DAMAGED as error:
         raise ValueError(f"{folder / MODEL} lacks what schema {SCHEMA} has ({error!r}); export it again") from None
+    check_system(config)
     for name, digest in digests.items():
         tensors.require_file(folder / name, digest, f"{folder / MODEL} was written with another; export both again.")
     flat = tensors.read_safetensors(folder / WEIGHTS)[0]

@@ -57,6 +57,7 @@ def prepare(
     if unknown or not platforms:
         raise ValueError(f"--platforms={','.join(platforms)}: choose some of {', '.join(PLATFORMS)}")
     bundle.check_flatbuffers()
+    bundle.check_system(config)
     if config.sample.guide:
         raise ValueError(
             "sample.guide is set: an export has one model's weights; unset it, or sample with --mode=sample"

@@ -14,6 +14,10 @@ _KINDS = {
     "ddpm": "denoising diffusion (Ho et al. 2020)",
     "blurring": "blurring diffusion (Hoogeboom and Salimans 2022)",
     "ihdm": "inverse heat dissipation (Rissanen et al. 2022)",
+    "coloured": "denoising diffusion with a level of noise for each frequency",
+    "coloured_warm": "blur, and noise with a level for each frequency",
+    "heat_flow": "heat-dissipation flow matching (arXiv 2605.19371)",
+    "own": "a process of the author's own",
     "cold": "blur alone (cold diffusion, Bansal et al. 2022)",
 }
 

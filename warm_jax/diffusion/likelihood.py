@@ -77,6 +77,8 @@ def check(process: Process) -> None:
         )
     if process.law is not GAUSSIAN:
         raise ValueError("the bound is of Gaussian noise, and PFGM++'s is not; the hot system is its limit")
+    if process.colour is not None:
+        raise ValueError("the bound's terms for bytes are of white noise, and this process's noise has a colour")
     with jax.ensure_compile_time_eval():
         noisy = bool(process.noise(jnp.asarray(process.highest, jnp.float32)) > 0)
     if not noisy:

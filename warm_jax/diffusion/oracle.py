@@ -20,7 +20,7 @@ def gaussian(process: Process, power: Power) -> Predict:
 
     def predict(x: Float[Array, "b h w c"], t: Float[Array, " b"]) -> Prediction:
         p = jnp.asarray(power, x.dtype)[..., None]
-        a, s = process.attenuation(t), process.noise(t)[:, None, None, None]
+        a, s = process.attenuation(t), process.deviation(t)
         clean = p * a / (p * jnp.square(a) + jnp.square(s)) * dct.dct2(x)
         return Prediction(dct.idct2(a * clean), dct.idct2((1 - a) * clean))
 
@@ -36,8 +36,14 @@ def _posterior(process: Process, images: Array, x: Array, t: Array) -> tuple[Arr
     XLA's CPU loop runs along the channels, which for grey images is 35 times as slow.
     """
     a = jnp.broadcast_to(process.attenuation(t), x.shape).ravel()
-    distance = jnp.sum(jnp.square(a * images.reshape(len(images), -1) - dct.dct2(x).ravel()), axis=1)
+    difference = a * images.reshape(len(images), -1) - dct.dct2(x).ravel()
+    if process.colour is not None:
+        colour = jnp.broadcast_to(process.colour(t), x.shape).ravel()
+        difference = difference / colour
+    distance = jnp.sum(jnp.square(difference), axis=1)
     exponent = process.law.log_density(distance, process.noise(t), x.size)
+    if process.colour is not None:
+        exponent = exponent - jnp.sum(jnp.log(colour))
     best = jnp.argmax(exponent)
     weights = jnp.exp(jnp.minimum(exponent - exponent[best], 0)).at[best].set(1)
     total = jnp.sum(weights)
@@ -47,8 +53,8 @@ def _posterior(process: Process, images: Array, x: Array, t: Array) -> tuple[Arr
 def empirical(process: Process, images: Float[Array, "n h w c"] | Float[np.ndarray, "n h w c"]) -> Predict:
     """The predictor for a data set of exactly these `images`.
 
-    Posterior weights w_i ∝ p(x | x_i, t), which is exp(-|x - B_α x_i|² / 2s²) for Gaussian noise; D̂ = Σ w_i B_α x_i,
-    R̂ = Σ w_i (x_i - B_α x_i). Needs s(t) > 0.
+    Posterior weights w_i ∝ p(x | x_i, t), which is exp(-|x - B_α x_i|² / 2s²) for white Gaussian noise;
+    D̂ = Σ w_i B_α x_i, R̂ = Σ w_i (x_i - B_α x_i). Needs s(t) > 0.
     """
     coefficients = dct.dct2(jnp.asarray(images))
 

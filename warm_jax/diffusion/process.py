@@ -1,11 +1,14 @@
 r"""The corruption process: what happens to an image between data and noise, for every system of the family.
 
 Derivation (docs/method.md §3 to §6). Work in the DCT basis, z = dct(x), where blur is a factor for each frequency f.
-Every system attenuates frequencies and adds white noise,
+Every system attenuates frequencies and adds noise,
 
-    z_t[f] = a(t)[f] · z_0[f] + s(t) · ε[f],        ε ~ N(0, I)                                     (1)
+    z_t[f] = a(t)[f] · z_0[f] + s(t)[f] · ε[f],     ε ~ N(0, I)                                     (1)
 
-and dct is orthonormal, so the noise is white in pixels too. Blur-noise ("warm") diffusion is t = β and
+The noise of most is white, s(t) one number, and as dct is orthonormal it is white in pixels too. Others give it a
+colour, s(t)[f] = n(t) c(t)[f] with a level n and a factor c > 0 for each frequency. Then y = z / c is a state with
+white noise: y_t = (a / c) z_0 + n ε. So samplers and networks need to know of white noise only: states are whitened
+before them, and tinted after. Blur-noise ("warm") diffusion is t = β and
 
     a(t)[f] = exp(-α(t)² λ[f] / 2),      s(t) = t,      α(t) = schedule(t) = BNR · t               (2)
 
@@ -27,12 +30,14 @@ of the continuity equation of p_t.
 | x0, x_t | `x0`, `x` | clean and corrupted image, [-1, 1] and unbounded |
 | t | `t` | where on the path: 0 is the clean end of every path, where a = 1 and s = 0 |
 | α | `process.blur(t)` | standard deviation of the blur, pixels |
-| β, s | `process.noise(t)` | standard deviation of the noise, units of x |
+| β, n | `process.noise(t)` | level of the noise, its standard deviation where it is white, units of x |
+| c | `process.colour(t)` | factor on it for each frequency; None: white |
+| s | `process.deviation(t)` | n · c, the standard deviation of the noise of each frequency |
 | a | `process.attenuation(t)` | what is left of each frequency, 0 to 1 |
 | λ | `dct.squared_frequencies` | squared angular frequency, (radians / pixel)² |
 | D, R | `blurred`, `residual` | the two targets |
 
-The systems; the first four are constructed below, the others in `systems.py`:
+The systems; the first four are constructed below, the others in `systems.py` and, from `coloured` on, in `coloured.py`:
 
 | constructor | a(t)[f] | s(t) | t | noise | D is at |
 |---|---|---|---|---|---|
@@ -43,6 +48,8 @@ The systems; the first four are constructed below, the others in `systems.py`:
 | `blurring` | √ᾱ(t) d_t[f] | √(1 - ᾱ(t)) | 0 to 1 | Gaussian | t |
 | `ihdm` | exp(-σ_B(t)² λ/2) | 0.02 | 0, 1, …, K | Gaussian | t - 1 |
 | `cold` | exp(-σ_B(t)² λ/2) | 0 | 0, 1, …, K | none | t |
+| `coloured` | of any other | n(t) c[f] | its | Gaussian | t |
+| `heat_flow` | τ τ^(λ/2), τ = 1 - t | t | 0 to 1 | Gaussian | t |
 """
 
 import dataclasses
@@ -85,7 +92,7 @@ class Process:
       image_shape: (height, width, channels).
       blurs: Whether any level blurs. Where none does, there is nothing to deblur.
       blur: t `[*b]` -> α `[*b]`, pixels.
-      noise: t `[*b]` -> s `[*b]`.
+      noise: t `[*b]` -> n `[*b]`, which is s where the noise is white.
       attenuation: t `[*b]` -> a `[*b, h, w, 1]`.
       draw_levels: (key, n) -> t `[n]`, the levels of a training batch.
       highest: The level from which sampling starts.
@@ -97,6 +104,7 @@ class Process:
       target: t `[*b]` -> the level whose blurred image a model is to find; None: t itself.
       draw_bnr: (key, n) -> the BNR `[n]` of each training image, where it is drawn; then also `follow`.
       follow: a BNR schedule -> the process on that schedule.
+      colour: t `[*b]` -> c `[*b, h, w, 1]`, finite and > 0, the factor on the noise of each frequency; None: white.
     """
 
     image_shape: tuple[int, int, int]
@@ -114,6 +122,20 @@ class Process:
     target: Callable[[Array], Array] | None = None
     draw_bnr: Callable[[PRNGKeyArray, int], Float[Array, " n"]] | None = None
     follow: Callable[[bnr.Schedule], "Process"] | None = None
+    colour: Callable[[Array], Array] | None = None
+
+    def deviation(self, t: Float[Array, "*b"]) -> Float[Array, "*b _ _ 1"]:
+        """s(t) for each frequency, `[*b, h, w, 1]`; of white noise `[*b, 1, 1, 1]`."""
+        level = self.noise(t)[..., None, None, None]
+        return level if self.colour is None else level * self.colour(t)
+
+    def tint(self, y: Float[Array, "*b h w c"], t: Float[Array, "..."]) -> Float[Array, "*b h w c"]:
+        """idct(c(t) · dct(y)): white noise in the colour of level `t`, a scalar or of axes that broadcast with *b."""
+        return y if self.colour is None else dct.idct2(self.colour(t) * dct.dct2(y))
+
+    def whiten(self, x: Float[Array, "*b h w c"], t: Float[Array, "..."]) -> Float[Array, "*b h w c"]:
+        """idct(dct(x) / c(t)), the inverse of `tint`."""
+        return x if self.colour is None else dct.idct2(dct.dct2(x) / self.colour(t))
 
     def attenuate(self, x: Float[Array, "*b h w c"], t: Float[Array, "*b"]) -> Float[Array, "*b h w c"]:
         """idct(a(t) · dct(x)): what level `t` (one value for each image) leaves of `x`."""
@@ -124,12 +146,13 @@ class Process:
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"], Float[Array, "b h w c"]]:
         """Draws x_t, equation (1), and gives the targets with it: (x_t, blurred, residual)."""
         signal = self.attenuate(x0, t)
-        x = signal + self.noise(t)[:, None, None, None] * self.law.draw(key, x0.shape).astype(x0.dtype)
+        noise = self.noise(t)[:, None, None, None] * self.law.draw(key, x0.shape).astype(x0.dtype)
+        x = signal + self.tint(noise, t)
         blurred = signal if self.target is None else self.attenuate(x0, self.target(t))
         return x, blurred, x0 - blurred
 
     def log_noise_to_signal(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
-        """ln(s(t) / a(t)[0]), of the mean colour: the clock of multistep solvers; ln β where nothing is scaled."""
+        """ln(n(t) / a(t)[0]), of the image's mean: the clock of multistep solvers; ln β where nothing is scaled."""
         return jnp.log(self.noise(t)) - jnp.log(self.attenuation(t)[..., 0, 0, 0])
 
     def levels(self, n: int) -> np.ndarray:
@@ -140,11 +163,11 @@ class Process:
 
     def prior(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
         """A draw from where sampling starts; shape `image_shape`, or with batch axes before it."""
-        s_max = self.noise(jnp.asarray(self.highest, jnp.float32))
+        t = jnp.asarray(self.highest, jnp.float32)
         if self.start is None:
-            return s_max * self.law.draw(key, shape)
+            return self.tint(self.noise(t) * self.law.draw(key, shape), t)
         start_key, noise_key = jax.random.split(key)
-        return self.start(start_key, shape) + s_max * self.law.draw(noise_key, shape)
+        return self.start(start_key, shape) + self.tint(self.noise(t) * self.law.draw(noise_key, shape), t)
 
 
 def check_shape(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:

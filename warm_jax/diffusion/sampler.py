@@ -8,8 +8,12 @@ The deterministic ones discretise the posterior means x̂0 and ε̂ and integrat
 (The derivative form, dx/dt with ȧ = -BNR² t λ a, multiplies the network's errors at high frequencies by thousands.)
 With no blur this is EDM's step, term by term; with a scale and no blur it is DDIM's; with no noise it is cold
 diffusion's Algorithm 2.
+
+Here s is a number. Noise with a colour, s(t) c(t)[f], is white in the states y = idct(dct(x) / c): they are what is
+stepped through, with a / c in place of a, and x̂0 stays what it is.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from warm_jax.diffusion import dct
-from warm_jax.diffusion.process import Predict, Process
+from warm_jax.diffusion.process import Predict, Prediction, Process
 
 
 class Churn(NamedTuple):
@@ -281,6 +285,21 @@ def _with_guidance(solver: str, problem: _Problem, guided: Guided | None, carry:
     )
 
 
+def _in_white(predict: Predict, process: Process) -> tuple[Predict, Process]:
+    """What `sample` sees of a process whose noise has a colour: one of the states y = x / c, whose noise is white.
+
+    y_t = (a / c) z_0 + n ε has the same x0, and so the same x̂0; D̂ is divided by c.
+    """
+
+    def whitened(y: Array, t: Array) -> Prediction:
+        prediction = predict(process.tint(y, t), t)
+        blurred = process.whiten(prediction.blurred, t)
+        return Prediction(blurred, prediction.blurred + prediction.residual - blurred)
+
+    attenuation = lambda t: process.attenuation(t) / process.colour(t)  # noqa: E731
+    return whitened, dataclasses.replace(process, colour=None, attenuation=attenuation)
+
+
 def check_solver(solver: str, process: Process) -> None:
     """Raises ValueError, with the choices and the reason, where `solver` cannot run `process`."""
     if solver not in SOLVERS:
@@ -324,7 +343,11 @@ def sample(
         raise ValueError(f"{solver} draws noise: give keys of shape {x.shape[:1]}, one an image")
     if isinstance(levels, np.ndarray) and not (len(levels) >= 2 and np.all(np.diff(levels) < 0) and levels[-1] >= 0):
         raise ValueError(f"levels must be at least two, falling and not negative; got {levels}")
-    t, count = jnp.asarray(levels, x.dtype), len(levels) - 1
+    t, count, coloured = jnp.asarray(levels, x.dtype), len(levels) - 1, process
+    if coloured.colour is not None:
+        x = coloured.whiten(x, t[0])
+        predict, process = _in_white(predict, coloured)
+        guided = guided and guided._replace(predict=_in_white(guided.predict, coloured)[0])
     problem = _Problem(predict, process, keys, churn, count)
     carry = (x, jnp.zeros((), jnp.int32))
     if solver == "multistep":
@@ -338,4 +361,6 @@ def sample(
 
     carry, history = jax.lax.scan(step, carry, _Span(t[:-1], t[1:], jnp.arange(count)))
     states, clean = history if trajectory else (None, None)
-    return carry[0], Record(carry[1], states, clean)
+    if trajectory:
+        states = coloured.tint(states, t[1:, None])
+    return coloured.tint(carry[0], t[-1]), Record(carry[1], states, clean)

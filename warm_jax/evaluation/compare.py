@@ -27,7 +27,7 @@ from warm_jax.training import train
 _NEEDED = ("key", "system", "seed", "solver", "steps", "nfe", "scores")  # in each row, for the table
 _ADDED = (  # keys that older versions did not have; unset, they say nothing
     *("sample.beta_min", "sample.rho", "train.posthoc_ema", "data.download"),
-    *("sample.guidance_interval", "eval.shuffle_splits"),
+    *("sample.guidance_interval", "eval.shuffle_splits", "sample.levels", "train.levels"),
 )
 _OWN_REFERENCE = "reference-"  # of the config's own images, measured here
 

@@ -69,7 +69,7 @@ def load(name: str) -> ConfigDict:
     file = find(path)
     try:
         with _configs_of(file.resolve()):
-            make = _read(file.resolve()).get("get_config")
+            make = read(file.resolve()).get("get_config")
             if not callable(make):
                 raise _NoConfigError(f"{name}: this file defines no get_config(), so it is no config; {choices()}")
             arguments = [system] if colon else []
@@ -85,7 +85,7 @@ def load(name: str) -> ConfigDict:
     except _NoConfigError:
         raise
     except Exception as error:  # whatever a file of Python may raise
-        raise ValueError(f"{name}: {_why(error, file.resolve())}") from error
+        raise ValueError(f"{name}: {why(error, file.resolve())}") from error
     return config.lock()
 
 
@@ -93,8 +93,8 @@ class _NoConfigError(ValueError):
     """A file that is no config."""
 
 
-def _read(file: pathlib.Path) -> dict[str, object]:
-    """The names that a config file defines. Whatever it raises is raised."""
+def read(file: pathlib.Path) -> dict[str, object]:
+    """The names that a file of Python defines. Whatever it raises is raised."""
     module = types.ModuleType(_MODULE)
     module.__file__ = str(file)
     sys.modules[_MODULE] = module  # where dataclasses look for it
@@ -157,8 +157,8 @@ class _Shipped(importlib.machinery.SourceFileLoader):
             super().exec_module(module)
 
 
-def _why(error: Exception, file: pathlib.Path) -> str:
-    """One line that says what a config file raised, and where in it."""
+def why(error: Exception, file: pathlib.Path) -> str:
+    """One line that says what a file of Python raised, and where in it."""
     if isinstance(error, SyntaxError) and error.filename:
         where = "" if error.filename == str(file) else f"{error.filename}, "
         return f"{where}line {error.lineno}: {error.msg}"

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from warm_jax.data import augment
 from warm_jax.data.sources import Source
 from warm_jax.diffusion import dct, ema, process, sampler, systems
-from warm_jax.experiments import family
+from warm_jax.experiments import family, process_files
 from warm_jax.models import adm, denoiser, geometry, layers, unet
 from warm_jax.runtime import mesh as meshes
 from warm_jax.runtime import pictures
@@ -76,6 +76,11 @@ _PROCESS_RANGES = {  # of the keys that a system has
     "d_min": (1e-6, 1),
     "noise": (0, 10),
     "symmetry_noise": (0, 10),
+    "theta": (-8, 8),
+    "band_low": (0, 2),
+    "band_high": (0, 2),
+    "band_floor": (1e-4, 1),
+    "scale_min": (1e-6, 0.5),
 }
 _INTEGERS = ("model.channel_mult", "model.attention", "model.remat")
 _CHOICES = {
@@ -237,9 +242,15 @@ def for_training(exp: Experiment, devices: list | None = None) -> Experiment:
 
 
 def needs_measuring(config: ConfigDict) -> bool:
-    """Whether the process or the preconditioning stand on something measured of the data."""
+    """Whether the process, its levels or the preconditioning stand on something measured of the data."""
     by_power = config.model.preconditioning == "spectral" or config.process.get("schedule") == "information_budget"
-    return by_power or family.of(config).measures
+    by_power = by_power or config.train.get("levels") == "information"
+    return by_power or family.of(config).measures or sampling_measures(config)
+
+
+def sampling_measures(config: ConfigDict) -> bool:
+    """Whether the levels of sampling do."""
+    return config.sample.levels == "information"
 
 
 def _parts(source: Source, most: int) -> list[np.ndarray]:
@@ -253,6 +264,8 @@ def measure(config: ConfigDict, source: Source, most: int = 10_000) -> family.Me
     power = jax.jit(lambda images: dct.power(pictures.from_uint8(images)) * len(images))
     parts = _parts(source, most)
     mean = np.sum([power(source.read(part)[0]) for part in parts], axis=0, dtype=np.float64) / sum(map(len, parts))
+    if config.process.system == "own":
+        return family.Measured(mean, digest=process_files.digest(config.process.file))
     if "start" not in config.process:
         return family.Measured(mean)
     exp = build(config)
@@ -300,15 +313,14 @@ def build(config: ConfigDict, measured: family.Measured | None = None) -> Experi
         kind = system.build(shape, config.process, measured)
     except (AttributeError, KeyError) as error:
         raise ValueError(f"config.process lacks a key that {config.process.system} needs: {error}") from error
-    sampled = family.to_sample(config, kind, measured)
+    kind, sampled = family.to_train(config, kind, measured), family.to_sample(config, kind, measured)
     sampler.check_solver(config.sample.solver, sampled)
     sampled.levels(config.sample.steps)
     if config.sample.clip and kind.target is not None:
         raise ValueError(f"sample.clip is True, but {config.process.system} predicts no x0 that could be clipped")
-    choose = denoiser.CHOICES[config.model.preconditioning]
 
     def precondition(of: process.Process) -> denoiser.Preconditioning:
-        return choose(of, config.model.sigma_data, measured.power)
+        return denoiser.choose(config.model.preconditioning, of, config.model.sigma_data, measured.power)
 
     around = precondition(kind)
     told = jax.eval_shape(around.conditions, jax.ShapeDtypeStruct((1,), jnp.float32))

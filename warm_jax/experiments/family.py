@@ -9,20 +9,25 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
-from warm_jax.diffusion import bnr, process, systems
+from warm_jax.diffusion import bnr, coloured, information, process, systems
 from warm_jax.diffusion.process import Process
+from warm_jax.experiments import process_files
 
 START_IMAGES = 2048  # at most so many images are kept to start from
 
 
 class Measured(NamedTuple):
-    """What a process may need to know of the data: mean DCT power, and low DCT coefficients of images to start from."""
+    """What a process may need to know of the data: mean DCT power, and low DCT coefficients of images to start from.
+
+    `digest` is the SHA-256 of the process's own file, where it has one: what it was when this was measured.
+    """
 
     power: Float[np.ndarray, "h w"]
     start: Float[np.ndarray, "n k l c"] | None = None
+    digest: UInt8[np.ndarray, "32"] | None = None
 
 
 class System(NamedTuple):
@@ -105,6 +110,37 @@ def _cold(shape: tuple[int, int, int], settings: ConfigDict, measured: Measured)
     return systems.cold(shape, start, blurs, settings.symmetry_noise)
 
 
+def _colour(settings: ConfigDict, measured: Measured) -> coloured.Colour:
+    """The colour that `process.colour` names; ValueError with the choices."""
+    power = measured.power
+    colours = {
+        "equal_snr": lambda: coloured.equal_snr(power),
+        "flipped_snr": lambda: coloured.flipped_snr(power),
+        "power_law": lambda: coloured.power_law(power, settings.theta),
+        "band": lambda: coloured.band(power, settings.band_low, settings.band_high, settings.band_floor),
+    }
+    if settings.colour not in colours:
+        raise ValueError(f"process.colour is {settings.colour!r}; choose one of {', '.join(colours)}")
+    return colours[settings.colour]()
+
+
+def _coloured(shape: tuple[int, int, int], settings: ConfigDict, measured: Measured) -> Process:
+    return coloured.coloured(_ddpm(shape, settings, measured), _colour(settings, measured))
+
+
+def _coloured_warm(shape: tuple[int, int, int], settings: ConfigDict, measured: Measured) -> Process:
+    white = process.warm(shape, bnr.constant(settings.bnr), blurs=settings.bnr > 0, **_levels(settings))
+    return coloured.coloured(white, _colour(settings, measured))
+
+
+def _heat_flow(shape: tuple[int, int, int], settings: ConfigDict, measured: Measured) -> Process:
+    return coloured.heat_flow(shape, settings.scale_min)
+
+
+def _own(shape: tuple[int, int, int], settings: ConfigDict, measured: Measured) -> Process:
+    return process_files.load(settings.file, shape, measured.power, measured.digest)
+
+
 _HEADS = ("edm", "spectral", "clean", "clean_residual", "noise_residual")
 SYSTEMS = {
     "hot": System(_hot, ("edm", "spectral", "noise_residual")),
@@ -115,6 +151,10 @@ SYSTEMS = {
     "blurring": System(_blurring, ("noise", "edm")),
     "ihdm": System(_ihdm, ("one_step",), measures=True),
     "cold": System(_cold, ("direct",), measures=True),
+    "coloured": System(_coloured, ("noise", "edm"), measures=True),
+    "coloured_warm": System(_coloured_warm, _HEADS, measures=True),
+    "heat_flow": System(_heat_flow, ("velocity", "edm", "clean")),
+    "own": System(_own, (*_HEADS, "noise", "velocity"), measures=True),
 }
 
 
@@ -123,7 +163,7 @@ def of(config: ConfigDict) -> System:
     name, ratio = config.process.system, config.process.get("bnr")
     if name not in SYSTEMS:
         raise ValueError(f"process.system is {name!r}; choose one of {', '.join(SYSTEMS)}")
-    if ratio is not None and name != "warm" and not (name == "hot" and ratio == 0):
+    if ratio is not None and name not in ("warm", "coloured_warm") and not (name == "hot" and ratio == 0):
         why = "draws it for each image, from bnr_min to bnr_max" if name == "amortised" else "has none"
         raise ValueError(
             f"process.bnr is {ratio}; {name} {why}: leave process.bnr unset, or use :warm, whose process.bnr is one "
@@ -150,7 +190,17 @@ def to_sample(config: ConfigDict, trained: Process, measured: Measured) -> Proce
 
     ValueError where the model knows no other, or where the BNR lies outside what it was trained on.
     """
-    followed, levels = _followed(config, trained, measured), _levels_asked(config.sample)
+    followed, levels, choice = _followed(config, trained, measured), _levels_asked(config.sample), config.sample.levels
+    if choice not in (None, "edm", "information"):
+        raise ValueError(
+            f"sample.levels is {choice!r}; choose edm or information, or leave it unset for the system's own"
+        )
+    if levels and choice == "information":
+        raise ValueError(f"sample.levels is information, but sample.{next(iter(levels))} is of EDM's grid: unset one")
+    if choice == "information":
+        return dataclasses.replace(followed, grid=information.grid(followed, measured.power))
+    if choice == "edm" and "rho" not in config.process:
+        raise ValueError(f"sample.levels is edm, but {config.process.system} has not EDM's grid: leave it unset")
     if not levels:
         return followed
     if "rho" not in config.process:
@@ -158,6 +208,16 @@ def to_sample(config: ConfigDict, trained: Process, measured: Measured) -> Proce
         raise ValueError(f"sample.{name} is {value}, but {config.process.system} has not EDM's grid: leave it unset")
     own = {name: config.process[name] for name in ("beta_min", "beta_max", "rho")}
     return dataclasses.replace(followed, grid=process.edm_grid(**own | levels))
+
+
+def to_train(config: ConfigDict, made: Process, measured: Measured) -> Process:
+    """The process with the levels that `train.levels` asks for, its own where that is unset. ValueError as above."""
+    choice = config.train.get("levels")  # older configs have no such key
+    if choice not in (None, "information"):
+        raise ValueError(f"train.levels is {choice!r}; it must be information, or unset for the system's own")
+    if choice is None:
+        return made
+    return dataclasses.replace(made, draw_levels=information.uniform(made, measured.power))
 
 
 def _levels_asked(sample: ConfigDict) -> dict[str, float]:

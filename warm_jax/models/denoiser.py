@@ -16,6 +16,11 @@ What a network is asked for is a choice, and each choice a function here (`CHOIC
 | `noise` | ε | x - s F | x̂0 - D̂, x̂0 = a⁻¹ D̂ | 1 / s² | ddpm, blurring |
 | `one_step` | step | x + F, one level less blurred | not predicted | 1 | ihdm |
 | `direct` | x0 | a x̂0, x̂0 = F | x̂0 - D̂ | 1 | cold |
+| `velocity` | x0 | a x̂0, x̂0 = F | x̂0 - D̂ | 1, on the error of dx/ds | heat_flow |
+
+Noise with a colour c(t)[f] is white in the state y = x / c, of the images x0 / c. All choices but `spectral`, which has
+its own coefficient for each frequency, are those of y: the network sees y and finds D / c and R / c, and that is where
+errors are counted (`whitened`).
 """
 
 import dataclasses
@@ -31,6 +36,7 @@ from warm_jax.diffusion.bnr import Power
 from warm_jax.diffusion.process import Prediction, Process
 
 BLUR_UNIT = 0.01  # pixels; the blur condition resolves blurs from here up
+LEAST_NOISE = 0.05  # that the error of a velocity is divided by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +50,7 @@ class Preconditioning:
       combine: (x, t, a raw output `[b, h, w, c]` for each head) -> Prediction.
       conditions: t `[b]` -> the one or two numbers `[b]` that tell the network its level.
       errors: What is counted as an error in training, one of `diffusion/loss.py`.
+      view: (x, t) -> the state that the network sees, before it is scaled.
     """
 
     heads: int
@@ -52,6 +59,7 @@ class Preconditioning:
     combine: Callable[..., Prediction]
     conditions: Callable[[Array], tuple[Array, ...]]
     errors: Callable[..., loss.Errors] = loss.squared
+    view: Callable[[Array, Array], Array] = lambda x, t: x
 
 
 def _images(level: Float[Array, " b"]) -> Float[Array, "b 1 1 1"]:
@@ -224,6 +232,27 @@ def direct(process: Process) -> Preconditioning:
     return _by_blur(process, combine, loss.absolute_clean)
 
 
+def velocity(process: Process) -> Preconditioning:
+    """One head for x0 itself, judged by the velocity that follows from it, as flow matching with x0 predicted.
+
+    Per unit of noise a state moves by dz/ds = (da/ds) z_0 + ε. With ε̂ = (z - a ẑ_0) / s the error of that is
+    w (ẑ_0 - z_0), w = ȧ / ṡ - a / s for each frequency; in a / s noise counts as at least 0.05, where the error of a
+    velocity says nothing of x0 any more. Nothing is scaled.
+    """
+
+    def errors(prediction: Prediction, example: loss.Example, weight: loss.Weight) -> loss.Errors:
+        t, one = example.t, jnp.ones_like(example.t)
+        (a, a_dot), (s, s_dot) = (jax.jvp(f, (t,), (one,)) for f in (process.attenuation, process.noise))
+        w = a_dot / _images(s_dot) - a / _images(jnp.maximum(s, LEAST_NOISE))
+        wrong = prediction.blurred + prediction.residual - (example.blurred + example.residual)
+        error = weight(t) * jnp.sum(jnp.square(w * dct.dct2(wrong)), axis=(-3, -2, -1))
+        return loss.Errors(error, jnp.zeros_like(error))
+
+    return dataclasses.replace(
+        direct(process), conditions=lambda t: (process.log_noise_to_signal(t) / 4,), errors=errors
+    )
+
+
 def spectral(process: Process, power: Power) -> Preconditioning:
     """Wiener filters in place of the linear skip; the network learns what they leave. (Ours, an option.)
 
@@ -241,7 +270,7 @@ def spectral(process: Process, power: Power) -> Preconditioning:
 
     def parts(t: Array) -> tuple[Array, Array, Array, Array]:
         p = jnp.asarray(power, t.dtype)[..., None]
-        a, s2 = process.attenuation(t), jnp.square(_images(process.noise(t)))
+        a, s2 = process.attenuation(t), jnp.square(process.deviation(t))
         return p, a, s2, p * jnp.square(a) + s2
 
     def mean(values: Array) -> Array:
@@ -271,6 +300,33 @@ def spectral(process: Process, power: Power) -> Preconditioning:
     )
 
 
+def whitened(process: Process, around: Callable[[Process], Preconditioning]) -> Preconditioning:
+    """`around` of the whitened states of a process whose noise has a colour: y = x / c is a state of x0 / c.
+
+    With c² ∝ P, the data's power, x0 / c is white too, and this is hot diffusion of whitened images.
+    """
+    base = around(dataclasses.replace(process, colour=None))
+
+    def tinted(prediction: Prediction, t: Array) -> Prediction:
+        return Prediction(*(process.tint(part, t) for part in prediction))
+
+    def errors(prediction: Prediction, example: loss.Example, weight: loss.Weight) -> loss.Errors:
+        t = example.t
+        white = example._replace(
+            x=process.whiten(example.x, t),
+            blurred=process.whiten(example.blurred, t),
+            residual=process.whiten(example.residual, t),
+        )
+        return base.errors(Prediction(*(process.whiten(part, t) for part in prediction)), white, weight)
+
+    return dataclasses.replace(
+        base,
+        view=process.whiten,
+        combine=lambda x, t, *raw: tinted(base.combine(process.whiten(x, t), t, *raw), t),
+        errors=errors,
+    )
+
+
 CHOICES = {  # by name: (process, σ_data, the data's power) -> Preconditioning
     "edm": lambda process, sigma_data, power: edm(process, sigma_data),
     "spectral": lambda process, sigma_data, power: spectral(process, power),
@@ -280,7 +336,19 @@ CHOICES = {  # by name: (process, σ_data, the data's power) -> Preconditioning
     "noise": lambda process, sigma_data, power: noise(process),
     "one_step": lambda process, sigma_data, power: one_step(process),
     "direct": lambda process, sigma_data, power: direct(process),
+    "velocity": lambda process, sigma_data, power: velocity(process),
 }
+
+
+def choose(name: str, process: Process, sigma_data: float, power: Power) -> Preconditioning:
+    """One of `CHOICES`, of whitened states where the noise of `process` has a colour. ValueError where it cannot be."""
+    if process.colour is not None and name == "velocity":  # whose whitened state has the colour's derivative in it, too
+        raise ValueError(
+            "model.preconditioning velocity is of white noise, and this process has a colour: choose clean"
+        )
+    if process.colour is None or name == "spectral":
+        return CHOICES[name](process, sigma_data, power)
+    return whitened(process, lambda white: CHOICES[name](white, sigma_data, power))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,7 +387,7 @@ class Denoiser:
         around = self.preconditioning
         raw = self.network.apply(
             {"params": params},
-            _images(around.scale(t)) * x,
+            _images(around.scale(t)) * around.view(x, t),
             *around.conditions(t),
             class_labels=class_labels,
             augment_labels=augment_labels,

@@ -17,6 +17,10 @@ _REASONS = {
     "ddpm": "its states are scaled images with noise, and it knows no blur",
     "blurring": "its blur and its noise are tied to one path, on which images are scaled too",
     "ihdm": "it makes small steps back from blur, at one noise only",
+    "coloured": "its noise has a colour, and a photograph's is taken to be white",
+    "coloured_warm": "its noise has a colour, and a photograph's is taken to be white",
+    "heat_flow": "its blur and its noise are tied to one path, on which images are scaled too",
+    "own": "nothing is known of its states",
     "cold": "it takes blurred images without noise, and photographs have some",
 }
 

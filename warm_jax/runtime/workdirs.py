@@ -23,12 +23,14 @@ MODEL_KEYS = ("data.image_size", "data.channels", "data.num_classes", "data.augm
 RUN_KEYS = (
     *("seed", "data.augment_probability", "data.label_dropout"),
     *("train.batch_size", "train.accumulation", "train.ema_halflife_images", "train.clip_norm"),
-    "train.posthoc_ema",
+    *("train.posthoc_ema", "train.levels"),
 )
 # Keys that older configs lack, and the values that say what was done then.
 LATER = {"train.posthoc_ema": [], "data.download": False, "train.evaluate_every": 0, "train.evaluate_count": 1000}
 LATER |= {"sample.guidance_interval": [], "eval.shuffle_splits": False}
+LATER |= {"train.levels": None}
 
+UNSEEN = "not looked at: "  # before the name of a file of code that only a workdir names, which may be a stranger's
 DIGESTS, FIXED = "digests", "model and run"  # a key of config.json; one of that, besides the names of sections
 ORIGIN, BEGUN, SEEN = "origin.json", "init.json", "data.json"
 NOTES = {  # what they hold at least: of converted weights; of a training that began from others'; of the images
@@ -163,11 +165,17 @@ def load_note(workdir: pathlib.Path, name: str) -> dict | None:
 
 
 def load_config(workdir: pathlib.Path, like: ConfigDict | None = None) -> ConfigDict:
-    """The config of a run, from its `config.json`; sections that it lacks are as in `like`, newer keys unset."""
+    """The config of a run, from its `config.json`; sections that it lacks are as in `like`, newer keys unset.
+
+    A file of code that it names is marked by `UNSEEN`, and so not run, unless `like` names the same one.
+    """
     path = workdir / "config.json"
     try:
         saved = _read_config(workdir)
         made = ConfigDict(saved)
+        code = saved.get("process", {}).get("file")
+        if code and not (like is not None and like.process.get("file") == code):
+            made.process.file = f"{UNSEEN}{code}"
         for section in like or ():
             if section not in made:
                 made[section] = like[section]
@@ -180,7 +188,7 @@ def load_config(workdir: pathlib.Path, like: ConfigDict | None = None) -> Config
 
 def completed(config: ConfigDict) -> ConfigDict:
     """`config`, in which the keys that older versions did not write are unset, or say what was done then."""
-    for name in ("beta_min", "rho"):
+    for name in ("beta_min", "rho", "levels"):
         if "sample" in config and name not in config.sample:
             config.sample[name] = None
     for key, value in LATER.items():

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
+from warm_jax.data import sources
 from warm_jax.diffusion import guidance
 from warm_jax.experiments import experiment, family, posthoc_ema
 from warm_jax.runtime import checkpoint, log, mesh, pod, workdirs
@@ -89,6 +90,9 @@ def measured(config: ConfigDict, workdir: pathlib.Path) -> family.Measured | Non
     if not experiment.needs_measuring(config):
         return None
     stored = workdirs.load_measured(workdir)
+    if stored is None and experiment.sampling_measures(config):  # which training needed nothing for
+        side, channels = experiment.image_side(config), config.data.channels
+        return experiment.measure(config, sources.open_source(config.data.source, image_size=side, channels=channels))
     if stored is None:
         raise FileNotFoundError(
             f"{workdir / 'measured.npz'} is missing; this network needs what was measured of its training images"
@@ -240,7 +244,7 @@ def made_with(run: Run, step: int, loaded: PyTree) -> dict:
     config = run.experiment.config.to_dict()
     settings = {name: config[name] for name in ("model", "process", "sample")}
     # Unset keys that older versions did not know say nothing, and must not make their samples stale.
-    unset = [key for key in ("beta_min", "rho") if settings["sample"].get(key) is None]
+    unset = [key for key in ("beta_min", "rho", "levels") if settings["sample"].get(key) is None]
     unset += [] if experiment.guidance_interval(run.experiment.config) else ["guidance_interval"]
     settings["sample"] = {key: value for key, value in settings["sample"].items() if key not in unset}
     if run.ema is not None:

@@ -1,8 +1,9 @@
 """The way of samples from noise to images, for people: a strip of pictures and an animation.
 
 States are not bounded: they are shown as σ_d x / √(σ_d² a₀² + s²), then clipped to [-1, 1] as any image. Here s and a₀
-are the noise and what is left of the mean colour at the state's level, and σ_d is `model.sigma_data`. So every level is
-shown with about the contrast of the images, and the last state, where s = 0 and a₀ = 1, as the sample itself.
+are the noise (rms over frequencies) and what is left of the mean colour at the state's level, and σ_d is
+`model.sigma_data`. So every level is shown with about the contrast of the images, and the last state, where s = 0 and
+a₀ = 1, as the sample itself.
 """
 
 import math
@@ -48,6 +49,8 @@ def scales(process: Process, levels: Float[np.ndarray, " m"], sigma_data: float)
     t = jnp.asarray(levels, jnp.float32)
     mean_colour = np.asarray(process.attenuation(t)[..., 0, 0, 0], np.float64)
     noise = np.asarray(process.noise(t), np.float64)
+    if process.colour is not None:
+        noise = noise * np.sqrt(np.mean(np.square(process.colour(t)), axis=(-3, -2, -1), dtype=np.float64))
     return (sigma_data / np.hypot(sigma_data * mean_colour, noise)).astype(np.float32)
 
 
