@@ -58,6 +58,11 @@ def _names(folder: pathlib.Path, path: pathlib.Path) -> tuple[str, ...]:
     )
 
 
+def _part_of(path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """What of `folder` holds `path`."""
+    return folder / path.relative_to(folder).parts[0]
+
+
 def _known_rows(found: Products, expected: Products, path: pathlib.Path) -> Products:
     """Of a damaged file of rows: those that were damaged are not made whole, and the new ones are there.
 
@@ -84,8 +89,9 @@ def damaged(bench: Bench, rng: random.Random, folder: pathlib.Path, target: str,
     # A file by its size, or any: most bytes are in few files.
     path = rng.choices(files, [path.stat().st_size for path in files])[0] if rng.random() < 0.5 else rng.choice(files)
     second_best = None
-    if last in path.parents and reader != "train on":
-        second_best, _ = bench.scene.expected(reader, before, "passed-over")
+    if (last in path.parents and reader != "train on") or target == "snapshots":
+        passed_over = last if last in path.parents else _part_of(path, folder / "run" / "posthoc")
+        second_best, _ = bench.scene.expected(reader, before, str(passed_over.relative_to(folder)))
     what = f"{path.relative_to(folder)}: {_damage(path, rng, cut)}; {reader}"
     process = bench.scene.start(folder, reader)
     process.end(LONG, what)

@@ -159,23 +159,26 @@ class Scene:
             )
         return process
 
-    def expected(self, name: str, before: tuple[str, ...] = (), change: str = "") -> tuple[Products, list[float]]:
+    def expected(self, name: str, before: tuple[str, ...] = (), away: str = "") -> tuple[Products, list[float]]:
         """What two undisturbed runs of a command both make, and their seconds: without Python's start, and with it.
 
-        `before` are the commands run before, by default what it needs; with `change` the newest checkpoint is away.
+        `before` are the commands run before, by default what it needs; `away` is a folder that is missing.
         """
         command = COMMANDS[name]
         before = before or command.needs
         with self._lock:
-            note = self.folder / f"{'_'.join((*before, name)).replace(' ', '-')}{change and '-' + change}.json"
+            note = (
+                self.folder
+                / f"{'_'.join((*before, name)).replace(' ', '-')}{away and '-without-' + away.replace('/', '-')}.json"
+            )
             if note.exists():
                 kept = json.loads(note.read_text("utf-8"))
                 return kept["products"], kept["seconds"]
             found, seconds = [], []
             for new in (False, True):
                 folder = self.begin(self.folder / "expected", *before)
-                if change == "passed-over":
-                    newest(folder).rename(folder / "away")
+                if away:
+                    (folder / away).rename(folder / "away")
                 process = self._run(folder, name, new)
                 found.append(made(folder, command.results))
                 seconds.append(process.ended - process.began)
