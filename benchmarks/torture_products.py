@@ -13,6 +13,7 @@ Products = dict[str, str]  # path in the folder, of a file with parts also the p
 
 _ITEMS = ("train", "ema", "averages")  # of a checkpoint
 _LEFT_OUT = ("tb", "profile")  # folders of event files, which hold times
+_OF_THE_MOMENT = {("doctor.json", "said"), ("environment.json", "begun")}  # speeds and free memory; a time
 _TWICE = " twice"
 _ASIDE = ("damaged-", "removed-", ".")  # what is no result: set aside, being removed, locks and parts
 
@@ -58,8 +59,7 @@ def _of_file(path: pathlib.Path, name: str) -> Products:
                 return {f"{name}/{key}": _digest(np.ascontiguousarray(arrays[key]).tobytes()) for key in arrays.files}
         if path.suffix == ".json":
             found = _of_json(json.loads(content), name)
-            # What doctor says of a speed, or of free memory, is another each time; what it found is not.
-            return {key: value for key, value in found.items() if path.name != "doctor.json" or key[-5:] != "/said"}
+            return {key: value for key, value in found.items() if (path.name, key.split("/")[-1]) not in _OF_THE_MOMENT}
         if path.suffix == ".jsonl":
             rows = [json.loads(line) for line in content.splitlines()]
             return _of_rows(rows, name)
