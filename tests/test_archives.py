@@ -164,6 +164,7 @@ def test_a_damaged_image_is_drawn_again(tmp_path, capsys):
     folder.begin()
     images = np.random.RandomState(0).randint(0, 256, (2, 8, 8, 3)).astype(np.uint8)
     folder.add(seeds, store.Samples(images, seeds, 1))
+    folder.settle()
     path, redrawn = tmp_path / "000001.png", 0
     content = path.read_bytes()
     for number in range(250):
@@ -180,6 +181,7 @@ def test_samples_of_other_settings_stay_until_the_new_can_be_drawn(tmp_path):
     seeds, old = np.arange(2), store.Folder(tmp_path, {"steps": 1})
     old.begin()
     old.add(seeds, store.Samples(np.zeros((2, 2, 2, 1), np.uint8), seeds, 1))
+    old.settle()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     new = store.Folder(tmp_path, {"steps": 2})
     assert len(new.missing(seeds)) == 2  # all are drawn anew

@@ -163,7 +163,7 @@ def test_parts_know_no_program(name):
     parts = within(*(f"{room(name)}.{part}" for part in PARTS[room(name)]))
     for_people = within(*(f"runtime.{name}" for name in ("environment", "pictures", "rounding", "workdirs")))
     files = within("data.folders") if name == "warm_jax.restoration.photographs" else set()  # which of them are images
-    settings = within("runtime.door", "runtime.jax_settings") if room(name) == "doctor" else set()
+    settings = within("runtime.door", "runtime.host", "runtime.jax_settings") if room(name) == "doctor" else set()
     assert own(name) <= parts | files | settings | within("diffusion", "metrics") | for_people
 
 

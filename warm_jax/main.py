@@ -51,6 +51,8 @@ def main(argv: list[str]) -> int:
                 "--processes=1, and run it once"
             )
         share_cores(flags.config(), place.processes if place else 1)
+        if flags.MODE.value in flags.SAVING:  # the others look at no device, or not for long
+            host.keep_memory()
         pod.start(place, _facts(flags.config()), flags.START_SECONDS.value)
     except TimeoutError as error:
         return flags.fail(error, flags.EXIT_FAILED)
@@ -155,8 +157,6 @@ def _run(mode: str, config: ConfigDict | None, workdir: str) -> int:
         pod.all_or_none("prepared", wrong)
     except (ValueError, TypeError, OSError) as error:
         return _leave(flags.fail(error, flags.EXIT_USAGE), str(error))
-    if mode in flags.SAVING:  # the others look at no device, or not for long
-        host.keep_memory()
     try:
         return _leave(program())
     except (ValueError, TypeError, OSError, FloatingPointError, MemoryError, jax.errors.JaxRuntimeError) as error:

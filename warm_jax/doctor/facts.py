@@ -16,13 +16,12 @@ import tempfile
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from warm_jax.runtime import door, jax_settings
+from warm_jax.runtime import door, host, jax_settings
 
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "ml-collections", "clu"),
     *("absl-py", "flatbuffers", "jaxtyping", "pillow", "safetensors", "tensorboardX", "tqdm"),
 )
-PLUGINS = re.compile(r"jax-(cuda\d+|rocm\d+)-(plugin|pjrt)|libtpu|jax-metal")
 EXTRAS = {  # a module of each extra of setup.cfg that people use
     "plot": "matplotlib",
     "tfds": "tensorflow_datasets",
@@ -125,11 +124,6 @@ def _needs() -> dict[str, str]:
         return dict.fromkeys(PACKAGES, "0")
     found = (re.fullmatch(r"([\w.-]+)>=([\d.]+)", text) for text in wanted)  # those with an extra are none of these
     return {match[1]: match[2] for match in found if match}
-
-
-def _plugins() -> dict[str, str]:
-    names = {str(one.metadata["Name"]): one.version for one in importlib.metadata.distributions()}
-    return {name: version for name, version in sorted(names.items()) if PLUGINS.fullmatch(name.replace("_", "-"))}
 
 
 def gpus() -> tuple[Gpu, ...]:
@@ -246,7 +240,7 @@ def gather(
         system=f"{platform.system()} {platform.machine()}",
         versions={name: version for name in dict.fromkeys((*PACKAGES, *needs)) if (version := _version(name))},
         needs=needs,
-        plugins=_plugins(),
+        plugins=host.plugins(),
         gpus=gpus(),
         tpus=chips,
         jax=ask_jax(only_cpu=bool(chips and place)),  # one host of a slice waits for the others

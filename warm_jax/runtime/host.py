@@ -1,10 +1,13 @@
 """This machine's cores and memory, and JAX's cache of compiled programs."""
 
 import ctypes
+import importlib.metadata
 import os
+import re
 
 CPU_BATCH = 32  # of a config that leaves it to the machine: 1, 2, 4 and 8 devices divide it
 _MALLOC = ((-8, 1), (-4, 0), (-1, 2**31 - 1), (-2, 64 * 2**20))  # glibc's M_ARENA_MAX, M_MMAP_MAX, M_TRIM_, M_TOP_PAD
+_PLUGINS = re.compile(r"jax-(cuda\d+|rocm\d+)-(plugin|pjrt)|libtpu|jax-metal")
 CACHE = "~/.cache/warm_jax/xla"  # of compiled programs, where JAX is not told of another
 
 
@@ -40,16 +43,23 @@ def share_cores(batch: int | None, accumulation: int | None = 1, fsdp: int = 1, 
     jax.config.update("jax_num_cpu_devices", max(whole or fitting, default=1))
 
 
+def plugins() -> dict[str, str]:
+    """Versions of the installed packages that bring an accelerator to JAX, by name."""
+    names = {str(one.metadata["Name"]): one.version for one in importlib.metadata.distributions()}
+    return {name: version for name, version in sorted(names.items()) if _PLUGINS.fullmatch(name.replace("_", "-"))}
+
+
 def keep_memory() -> bool:
-    """On a CPU, memory that is freed stays with the process; whether that was done.
+    """Where JAX has only the CPU, memory that is freed stays with the process; whether that was done.
 
     Else glibc gives XLA's temporaries back to the system and asks for them again at each step: 22,000 page faults in
-    one of configs/fashion_mnist.py, a tenth of its time. It looks at JAX's devices. Of the whole
-    process, so it is the command line's to call, not the library's; nothing is done where the C library is another.
+    one of configs/fashion_mnist.py, a tenth of its time. To be called before JAX looks at its devices, whose threads
+    would have arenas of their own. Of the whole process, so it is the command line's to call, not the library's;
+    nothing is done where the C library is not glibc.
     """
     import jax
 
-    if jax.default_backend() != "cpu":
+    if jax.config.jax_platforms != "cpu" and plugins():
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from warm_jax.data.buckets import local as local  # gs://… as a folder of this machine
 from warm_jax.data.sources import Source
-from warm_jax.runtime import log
 from warm_jax.weights import archives
 from warm_jax.weights.archives import write_atomically as write_atomically
 
@@ -117,6 +116,8 @@ def _read_config(workdir: pathlib.Path) -> dict:
 @functools.cache
 def _say_changed(path: pathlib.Path, sections: str) -> None:
     """Once, however often it is read."""
+    from warm_jax.runtime import log  # here, for it needs JAX, and a doctor looks also where that cannot be imported
+
     log.warn(f"{path} was changed since it was written, in {sections}; if not by you, restore it")
 
 
