@@ -13,7 +13,6 @@ Products = dict[str, str]  # path in the folder, of a file with parts also the p
 
 _ITEMS = ("train", "ema", "averages")  # of a checkpoint
 _LEFT_OUT = ("tb", "profile")  # folders of event files, which hold times
-_OF_THE_MOMENT = {("doctor.json", "said"), ("environment.json", "begun")}  # speeds and free memory; a time
 _TWICE = " twice"
 _ASIDE = ("damaged-", "removed-", ".")  # what is no result: set aside, being removed, locks and parts
 
@@ -51,6 +50,11 @@ def _of_item(path: pathlib.Path, name: str) -> Products:
     return {f"{name}/{key}": _digest(store.read(key).result().value) for key in keys}
 
 
+def _of_the_moment(file: str, key: str) -> bool:
+    """Speeds, free memory, times, and from which step a training went on."""
+    return file == "environment.json" or (file == "doctor.json" and ("/facts/" in key or key.endswith("/said")))
+
+
 def _of_file(path: pathlib.Path, name: str) -> Products:
     content = path.read_bytes()
     try:
@@ -59,7 +63,7 @@ def _of_file(path: pathlib.Path, name: str) -> Products:
                 return {f"{name}/{key}": _digest(np.ascontiguousarray(arrays[key]).tobytes()) for key in arrays.files}
         if path.suffix == ".json":
             found = _of_json(json.loads(content), name)
-            return {key: value for key, value in found.items() if (path.name, key.split("/")[-1]) not in _OF_THE_MOMENT}
+            return {key: value for key, value in found.items() if not _of_the_moment(path.name, key)}
         if path.suffix == ".jsonl":
             rows = [json.loads(line) for line in content.splitlines()]
             return _of_rows(rows, name)

@@ -25,8 +25,20 @@ def key():
     return jax.random.key(0)
 
 
+def _compile_quickly(patch):
+    quick = functools.partialmethod(jax.stages.Lowered.compile, {"xla_backend_optimization_level": 0})
+    patch.setattr(jax.stages.Lowered, "compile", quick)
+
+
 @pytest.fixture
 def quick_compile(monkeypatch):
     """Programs that compile ahead of time do so in half of the time, to slower code."""
-    quick = functools.partialmethod(jax.stages.Lowered.compile, {"xla_backend_optimization_level": 0})
-    monkeypatch.setattr(jax.stages.Lowered, "compile", quick)
+    _compile_quickly(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def module_compiles_quickly():
+    """The same for what is made once for all tests of a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        _compile_quickly(patch)
+        yield

@@ -31,7 +31,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, data):
+def trained(tmp_path_factory, data, module_compiles_quickly):
     """A workdir with checkpoints of steps 2 and 4."""
     workdir, config = tmp_path_factory.mktemp("run"), settings(data)
     assert train.train(train.prepare(config, workdir)) == 0

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import jit
 from tiny import born, build, config
 
 from warm_jax.experiments import experiment
@@ -77,7 +78,7 @@ def test_every_label_and_augmentation_reaches_the_network(key, shape):
     def loss(params):
         return jnp.sum(jnp.square(exp.model.predict(params, x0, jnp.ones(48), *given).blurred))
 
-    gradient = jax.jit(jax.grad(loss))(params)
+    gradient = jit(jax.grad(loss))(params)
     for name, rows in (("map_label", 10), ("map_augment", 9)):
         kernel = np.asarray(gradient[name]["kernel"])
         assert kernel.shape[0] == rows and np.all(np.abs(kernel).sum(1) > 0)
@@ -89,7 +90,7 @@ def test_sampling_tells_the_network_of_no_augmentation(key):
     params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(key, p.shape), born(exp.model, key))
     x, t = jax.random.normal(key, (2, 28, 28, 1)), jnp.ones(2)
     classes = jnp.eye(10)[:2]
-    predict = jax.jit(exp.model.predict)
+    predict = jit(exp.model.predict)
     silent, told = (predict(params, x, t, classes, labels) for labels in (None, jnp.zeros((2, 9))))
     np.testing.assert_allclose(silent.blurred, told.blurred, atol=1e-5)
     moved = predict(params, x, t, classes, jnp.ones((2, 9)))
